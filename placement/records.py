@@ -1,0 +1,310 @@
+"""The frozen records that cross a process, and their versioned encoding.
+
+Where a record lies in the store (`{}` is filled by the record's own fields):
+
+    /functions/{namespace}/{name}          FunctionRecord   written by the gateway
+    /code/{digest}                         tar.gz bytes     written by the gateway
+    /images/{quoted image}                 ImageRecord      written by the gateway
+    /nodes/{node_id}                       NodeRecord       ephemeral, by the agent
+    /residents/{node_id}/{digest}          ResidentRecord   ephemeral, by the agent
+    /instances/{node_id}/{instance_id}     InstanceRecord   ephemeral, by the agent
+    /assignments/{node_id}/{instance_id}   Assignment       by the leader, fenced
+    /placement/epoch                       election fence   by the leader
+    /placement/leader                      LeaderRecord     ephemeral, by the leader
+
+Encoding is `{"v": 1, ...fields}` as JSON. Unknown fields are ignored, so that a rolling update
+may add one; another version is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import orjson
+
+from stoker.placement.errors import BadRequest
+
+ENCODING_VERSION = 1
+
+Task = Literal["chat", "completion", "embed", "custom"]
+InstanceState = Literal["starting", "serving", "stopping", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRef:
+    """A checkpoint pinned by digest: `digest` is the 64 hex digits of its manifest's SHA-256."""
+
+    uri: str
+    digest: str
+    weight_bytes: int
+    packed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How many instances a function may have, and when they go.
+
+    `concurrency` is the hard limit of requests in flight in one instance.
+    """
+
+    minimum: int = 0
+    maximum: int = 1
+    concurrency: int = 16
+    idle_seconds: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionRecord:
+    """One deployed function. `created_at` is in seconds since the epoch (wall clock).
+
+    `replicas_requested` is what a client last asked for by scale-function, if it did.
+    """
+
+    name: str
+    namespace: str
+    image: str
+    task: Task = "custom"
+    checkpoint: CheckpointRef | None = None
+    code_digest: str | None = None
+    engine: str = "transformers"
+    dtype: str = "auto"
+    max_context: int | None = None
+    scaling: Scaling = field(default_factory=Scaling)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    env_process: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    constraints: tuple[str, ...] = ()
+    limits: Mapping[str, str] | None = None
+    requests: Mapping[str, str] | None = None
+    read_only_root_filesystem: bool = False
+    replicas_requested: int | None = None
+    created_at: float = 0.0
+    generation: int = 1
+
+    @property
+    def key(self) -> str:
+        """`name.namespace`, as OpenFaaS writes it."""
+        return f"{self.name}.{self.namespace}"
+
+    @property
+    def path(self) -> str:
+        return f"/functions/{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """What an image name means here: the digest of the built handler archive."""
+
+    image: str
+    code_digest: str
+
+    @staticmethod
+    def path_of(image: str) -> str:
+        return "/images/" + image.encode().hex()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """One node agent. Bandwidths are measured, in bytes per second (0: not yet known).
+
+    `spare_addresses` are `host:port` of listening sockets that no instance owns yet; the
+    planner gives one to a client while its command to the agent still travels.
+    """
+
+    node_id: str
+    agent_address: str
+    cores: int
+    dram_bytes: int
+    ssd_bytes: int
+    instances_maximum: int
+    spare_addresses: tuple[str, ...] = ()
+    remote_bandwidth: float = 0.0
+    ssd_bandwidth: float = 0.0
+    init_seconds: float = 0.0
+    zygote_ready: bool = False
+
+    @property
+    def path(self) -> str:
+        return f"/nodes/{self.node_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentRecord:
+    """How many weight bytes of one checkpoint each tier of one node holds."""
+
+    node_id: str
+    digest: str
+    dram_bytes: int
+    ssd_bytes: int
+
+    @property
+    def path(self) -> str:
+        return f"/residents/{self.node_id}/{self.digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """The leader's order that a node run an instance at an address it announced as spare."""
+
+    instance_id: str
+    function: str
+    generation: int
+    node_id: str
+    address: str
+    epoch: int
+    created_at: float
+
+    @property
+    def path(self) -> str:
+        return f"/assignments/{self.node_id}/{self.instance_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRecord:
+    """What the agent says of an instance. `failure` is an error's wire form when failed."""
+
+    instance_id: str
+    function: str
+    generation: int
+    node_id: str
+    address: str
+    state: InstanceState
+    epoch: int
+    started_at: float
+    pid: int = 0
+    failure: Mapping[str, Any] | None = None
+
+    @property
+    def path(self) -> str:
+        return f"/instances/{self.node_id}/{self.instance_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderRecord:
+    """Who decides now, where to ask it (`host:port`), and its epoch."""
+
+    leader_id: str
+    address: str
+    epoch: int
+
+
+# What crosses HTTP between gateway, placement and agent.
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionDemand:
+    """One gateway's view of one function. `idle_seconds` is since its last request ended."""
+
+    in_flight: int
+    queued: int
+    idle_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class DemandReport:
+    """POST /report: the full state of one gateway, sent every second. Keys are function keys."""
+
+    gateway_id: str
+    functions: Mapping[str, FunctionDemand]
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceRequest:
+    """POST /place: a gateway lacks a free slot for `function` (a function key)."""
+
+    gateway_id: str
+    function: str
+    demand: FunctionDemand
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceAnswer:
+    """Every instance the function has or will have, starting ones included."""
+
+    assignments: tuple[Assignment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveRequest:
+    """POST /resolve on an agent: pin the checkpoint at `uri`."""
+
+    uri: str
+
+
+def encode(record: Any) -> bytes:
+    """The record as JSON bytes with its encoding version."""
+    return orjson.dumps({"v": ENCODING_VERSION, **dataclasses.asdict(record)})
+
+
+_R = TypeVar("_R")
+
+
+def decode(cls: type[_R], payload: bytes) -> _R:
+    """The record of class `cls` in `payload`; BadRequest if it is not one."""
+    try:
+        fields = orjson.loads(payload)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"Expected a {cls.__name__} as JSON, found: {error}.") from error
+    if not isinstance(fields, dict) or fields.get("v") != ENCODING_VERSION:
+        raise BadRequest(
+            f"Expected a {cls.__name__} of version {ENCODING_VERSION}, "
+            f"found version {fields.get('v') if isinstance(fields, dict) else None!r}.",
+            "Run the same release of Stoker on every machine.",
+        )
+    value = _build(cls, fields, cls.__name__)
+    return typing.cast(_R, value)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(typing.cast(type, kind), value, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _build(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is Literal:
+        return _expect(value in arguments, value, where, " | ".join(map(str, arguments)))
+    if origin is tuple:
+        _expect(isinstance(value, list), value, where, "a list")
+        return tuple(_build(arguments[0], item, where) for item in value)
+    if origin is not None and issubclass(origin, Mapping):
+        _expect(isinstance(value, dict), value, where, "an object")
+        return {key: _build(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(_expect(number, value, where, "a number"))
+    exact = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    return _expect(exact, value, where, kind.__name__)
+
+
+def _build_dataclass(cls: type, value: Any, where: str) -> Any:
+    _expect(isinstance(value, dict), value, where, "an object")
+    known = {}
+    for f in dataclasses.fields(cls):
+        if f.name in value:
+            known[f.name] = _build(_hints(cls)[f.name], value[f.name], f"{where}.{f.name}")
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise BadRequest(f"Expected the field {where}.{f.name}, found none.")
+    return cls(**known)
+
+
+def _expect(holds: bool, value: Any, where: str, expected: str) -> Any:
+    if not holds:
+        raise BadRequest(f"Expected {expected} in {where}, found {value!r:.80}.")
+    return value

@@ -1,0 +1,1 @@
+"""The node plane: agent, zygote, worker, engine, handlers, checkpoints."""

@@ -1,0 +1,1 @@
+"""Function handlers: the default model handler and user code."""
