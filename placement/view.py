@@ -1,0 +1,278 @@
+"""The view: a read-only snapshot of the store in memory, kept fresh by watches.
+
+Whoever serves requests reads the snapshot and never the store. One's own writes are put in by
+`apply` and hold until the store's watch confirms them, so a late echo of an older value cannot
+take them back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from threading import Condition
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar
+
+import structlog
+
+from stoker.placement.errors import BadRequest, DeadlineExceeded
+from stoker.placement.records import (
+    Assignment,
+    FunctionRecord,
+    ImageRecord,
+    InstanceRecord,
+    LeaderRecord,
+    NodeRecord,
+    ResidentRecord,
+    decode,
+)
+from stoker.placement.store import Change, Entry
+
+LEADER_PATH = "/placement/leader"
+# How long one's own write outranks what the watch says of the same path.
+OWN_WRITE_SECONDS = 2.0
+
+# Read in this order on a refresh: what refers to others comes first, so that nothing is listed
+# whose function or node was not there yet.
+_TABLES: Mapping[str, type] = {
+    "/assignments": Assignment,
+    "/instances": InstanceRecord,
+    "/residents": ResidentRecord,
+    "/nodes": NodeRecord,
+    "/functions": FunctionRecord,
+    "/images": ImageRecord,
+    "/placement": LeaderRecord,
+}
+
+_log = structlog.get_logger()
+_R = TypeVar("_R", Assignment, InstanceRecord)
+
+
+class WatchedStore(Protocol):
+    """What the view needs of the store."""
+
+    def list(self, prefix: str) -> tuple[Entry, ...]: ...
+
+    def watch(self, prefix: str, on_change: Callable[[Change], None]) -> Callable[[], None]: ...
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The records of the store at one moment. Never changes.
+
+    `function_versions` are the store's versions of the function records: a version that moved
+    means that somebody wrote the record, also if it reads as before.
+    """
+
+    functions: Mapping[str, FunctionRecord] = field(default_factory=dict)
+    nodes: Mapping[str, NodeRecord] = field(default_factory=dict)
+    residents: Mapping[tuple[str, str], ResidentRecord] = field(default_factory=dict)
+    instances: Mapping[str, InstanceRecord] = field(default_factory=dict)
+    assignments: Mapping[str, Assignment] = field(default_factory=dict)
+    images: Mapping[str, ImageRecord] = field(default_factory=dict)
+    leader: LeaderRecord | None = None
+    function_versions: Mapping[str, int] = field(default_factory=dict)
+    instance_index: Mapping[str, tuple[InstanceRecord, ...]] | None = field(
+        default=None, repr=False, compare=False
+    )
+    assignment_index: Mapping[str, tuple[Assignment, ...]] | None = field(
+        default=None, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        if self.instance_index is None:
+            object.__setattr__(self, "instance_index", _by_function(self.instances.values()))
+        if self.assignment_index is None:
+            object.__setattr__(self, "assignment_index", _by_function(self.assignments.values()))
+
+    def instances_of(self, function_key: str) -> tuple[InstanceRecord, ...]:
+        """Every instance of the function, in the order of their ids."""
+        return (self.instance_index or {}).get(function_key, ())
+
+    def assignments_of(self, function_key: str) -> tuple[Assignment, ...]:
+        """Every assignment of the function, in the order of their ids."""
+        return (self.assignment_index or {}).get(function_key, ())
+
+
+@dataclass(slots=True)
+class _OwnWrite:
+    change: Change
+    until: float
+    late: Change | None = None
+
+    def confirmed_by(self, change: Change) -> bool:
+        own, seen = self.change.entry, change.entry
+        if own is None or seen is None:
+            return own is seen
+        return seen.version >= own.version
+
+
+class View:
+    """Watches `store` and hands out snapshots; complete when the constructor returns."""
+
+    def __init__(self, store: WatchedStore, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._clock = clock
+        # Guards every field below, and tells the waiters of a change.
+        self._changed = Condition()
+        self._known: dict[str, dict[str, tuple[Entry, Any]]] = {table: {} for table in _TABLES}
+        self._stale: set[str] = set()
+        self._snapshot = Snapshot()
+        self._own: dict[str, _OwnWrite] = {}
+        self._touched: set[str] | None = None
+        self._callbacks: tuple[Callable[[], None], ...] = ()
+        self._stop_watches = [store.watch(table, self._on_watch) for table in _TABLES]
+        self.refresh()
+
+    def snapshot(self) -> Snapshot:
+        """The present snapshot; the same object until something changes."""
+        with self._changed:
+            if self._own:
+                self._settle_own_writes()
+            if self._stale:
+                self._rebuild()
+            return self._snapshot
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Call `callback` after every change, from the thread that brought it."""
+        with self._changed:
+            self._callbacks = (*self._callbacks, callback)
+
+    def apply(self, change: Change) -> None:
+        """See one's own write at once: the entry just written, or None if it was deleted."""
+        with self._changed:
+            self._own[change.path] = _OwnWrite(change, self._clock() + OWN_WRITE_SECONDS)
+            changed = self._take(change)
+        self._tell(changed)
+
+    def refresh(self) -> None:
+        """Read every table from the store; CoordinationLost if it does not answer."""
+        with self._changed:
+            self._touched = set()
+        listed = {table: self._store.list(table) for table in _TABLES}
+        changed = False
+        with self._changed:
+            touched, self._touched = self._touched or set(), None
+            for table, entries in listed.items():
+                present = {entry.path for entry in entries}
+                gone = [path for path in self._known[table] if path not in present]
+                changes = [Change(entry.path, entry) for entry in entries]
+                changes += [Change(path, None) for path in gone]
+                for change in changes:
+                    # What came by watch meanwhile is newer than the list.
+                    if change.path not in touched:
+                        changed = self._take(change) or changed
+        self._tell(changed)
+
+    def wait_for(self, predicate: Callable[[Snapshot], bool], timeout_seconds: float) -> Snapshot:
+        """The first snapshot for which `predicate` holds; DeadlineExceeded if none comes."""
+        deadline = time.monotonic() + timeout_seconds
+        with self._changed:
+            while True:
+                snapshot = self.snapshot()
+                if predicate(snapshot):
+                    return snapshot
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise DeadlineExceeded(
+                        f"The store did not come to the state waited for in {timeout_seconds:g} s."
+                    )
+                self._changed.wait(min(remaining, OWN_WRITE_SECONDS) if self._own else remaining)
+
+    def close(self) -> None:
+        """Stop the watches; the last snapshot stays readable."""
+        for stop in self._stop_watches:
+            stop()
+
+    def _on_watch(self, change: Change) -> None:
+        with self._changed:
+            own = self._own.get(change.path)
+            if own is not None and not own.confirmed_by(change) and self._clock() < own.until:
+                own.late = change
+                return
+            self._own.pop(change.path, None)
+            changed = self._take(change)
+        self._tell(changed)
+
+    def _settle_own_writes(self) -> None:
+        now = self._clock()
+        for path, own in [item for item in self._own.items() if item[1].until <= now]:
+            del self._own[path]
+            if own.late is not None:
+                self._take(own.late)
+
+    def _take(self, change: Change) -> bool:
+        """Put the change into its table and say whether anything changed."""
+        table = "/" + change.path.split("/", 2)[1]
+        if table not in _TABLES or (table == "/placement" and change.path != LEADER_PATH):
+            return False
+        if self._touched is not None:
+            self._touched.add(change.path)
+        known = self._known[table]
+        before = known.get(change.path)
+        if change.entry is None:
+            if before is None:
+                return False
+            del known[change.path]
+        else:
+            if before is not None and before[0] == change.entry:
+                return False
+            known[change.path] = (change.entry, _decoded(_TABLES[table], change.entry))
+        self._stale.add(table)
+        self._changed.notify_all()
+        return True
+
+    def _tell(self, changed: bool) -> None:
+        if changed:
+            for callback in self._callbacks:
+                callback()
+
+    def _rebuild(self) -> None:
+        """Copy the tables that changed; the others are shared with the last snapshot."""
+        last, stale = self._snapshot, self._stale
+        leaders = self._records("/placement")
+        functions_stale = "/functions" in stale
+        self._snapshot = Snapshot(
+            functions=self._table("/functions", lambda r: r.key, last.functions),
+            nodes=self._table("/nodes", lambda r: r.node_id, last.nodes),
+            residents=self._table("/residents", lambda r: (r.node_id, r.digest), last.residents),
+            instances=self._table("/instances", lambda r: r.instance_id, last.instances),
+            assignments=self._table("/assignments", lambda r: r.instance_id, last.assignments),
+            images=self._table("/images", lambda r: r.image, last.images),
+            leader=leaders[0] if leaders else None,
+            function_versions=self._function_versions()
+            if functions_stale
+            else last.function_versions,
+            instance_index=None if "/instances" in stale else last.instance_index,
+            assignment_index=None if "/assignments" in stale else last.assignment_index,
+        )
+        self._stale = set()
+
+    def _records(self, table: str) -> list[Any]:
+        return [record for _, record in self._known[table].values() if record is not None]
+
+    def _table(self, table: str, key: Callable[[Any], Any], last: Mapping[Any, Any]) -> Any:
+        if table not in self._stale:
+            return last
+        return MappingProxyType({key(record): record for record in self._records(table)})
+
+    def _function_versions(self) -> Mapping[str, int]:
+        known = self._known["/functions"].values()
+        return MappingProxyType({r.key: entry.version for entry, r in known if r is not None})
+
+
+def _decoded(cls: type, entry: Entry) -> Any:
+    """The record, or None for one that cannot be read: it is said once and then passed over."""
+    try:
+        return decode(cls, entry.value)
+    except BadRequest as error:
+        _log.warning("record_unreadable", path=entry.path, cause=error.cause)
+        return None
+
+
+def _by_function(records: Iterable[_R]) -> Mapping[str, tuple[_R, ...]]:
+    index: dict[str, list[_R]] = {}
+    for record in sorted(records, key=lambda r: r.instance_id):
+        index.setdefault(record.function, []).append(record)
+    return MappingProxyType({key: tuple(value) for key, value in index.items()})

@@ -1,0 +1,153 @@
+"""What the agent tells the zygote to start, and what comes back.
+
+One message on the SOCK_SEQPACKET socket starts one worker: `encode_start(start)` with the file
+descriptors of `WorkerStart.descriptor_names` as SCM_RIGHTS, in that order. The zygote answers
+with `ZygoteEvent` messages; the worker itself writes `WorkerStatus` lines to its status pipe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+
+from stoker.placement.errors import BadRequest
+from stoker.placement.records import FunctionRecord, decode, encode
+
+MESSAGE_BYTES_MAXIMUM = 192 * 1024
+"""Below the default send buffer of a unix socket; a chunk list of 400 GiB fits."""
+
+_PASSED_ON = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TZ",
+    "TMPDIR",
+    "VIRTUAL_ENV",
+    "PYTHONPATH",
+    "LD_LIBRARY_PATH",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointStart:
+    """A resident (or still loading) checkpoint: `chunks` are its chunk numbers in the pool.
+
+    `files_dir` holds the small files, `layout_path` the tensors' names, shapes and offsets.
+    """
+
+    files_dir: str
+    layout_path: str
+    chunks: tuple[int, ...]
+    byte_count: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStart:
+    """One worker to start. `started_at` is time.monotonic() when the agent saw the assignment."""
+
+    instance_id: str
+    function: FunctionRecord
+    cluster_token: str
+    threads: int
+    work_dir: str
+    started_at: float
+    code_dir: str | None = None
+    checkpoint: CheckpointStart | None = None
+
+    @property
+    def descriptor_names(self) -> tuple[str, ...]:
+        """The file descriptors that travel with the message, in order."""
+        if self.checkpoint is None:
+            return ("listen", "log", "status")
+        return ("listen", "log", "status", "pool", "progress")
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteEvent:
+    """`status` is what os.waitstatus_to_exitcode gives: the exit code, or minus the signal."""
+
+    event: Literal["ready", "forked", "exited", "refused"]
+    instance_id: str = ""
+    pid: int = 0
+    status: int = 0
+    error: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One line of the status pipe. `error` is the wire form of what made the start fail."""
+
+    event: Literal["serving", "failed"]
+    init_seconds: float = 0.0
+    error: Mapping[str, Any] | None = None
+
+
+def encode_start(start: WorkerStart) -> bytes:
+    """The message that starts `start`; BadRequest when it is too long for one packet."""
+    message = orjson.dumps({"op": "start", "start": orjson.loads(encode(start))})
+    if len(message) > MESSAGE_BYTES_MAXIMUM:
+        raise BadRequest(
+            f"Expected a start message of at most {MESSAGE_BYTES_MAXIMUM} bytes, "
+            f"found {len(message)} bytes for {start.function.key}.",
+            "Shorten the function's environment and annotations.",
+        )
+    return message
+
+
+def decode_start(message: bytes) -> WorkerStart:
+    """The start in `message`; BadRequest when it holds none."""
+    try:
+        fields = orjson.loads(message)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"Expected a start message as JSON, found: {error}.") from error
+    if not isinstance(fields, dict) or fields.get("op") != "start":
+        raise BadRequest(f"Expected a message with op start, found {message[:80]!r}.")
+    return decode(WorkerStart, orjson.dumps(fields.get("start")))
+
+
+def encode_event(event: ZygoteEvent | WorkerStatus) -> bytes:
+    """The event as JSON without a line end (the status pipe adds one)."""
+    return orjson.dumps(dataclasses.asdict(event))
+
+
+def decode_event(message: bytes) -> ZygoteEvent:
+    """The zygote's event in one packet; BadRequest when it is not one."""
+    return decode(ZygoteEvent, _with_version(message))
+
+
+def decode_status(line: bytes) -> WorkerStatus:
+    """The worker's status in one line; BadRequest when it is not one."""
+    return decode(WorkerStatus, _with_version(line))
+
+
+def _with_version(message: bytes) -> bytes:
+    try:
+        fields = orjson.loads(message)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"Expected an event as JSON, found: {error}.") from error
+    if not isinstance(fields, dict):
+        raise BadRequest(f"Expected an event object, found {message[:80]!r}.")
+    return orjson.dumps({"v": 1, **fields})
+
+
+def zygote_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment to start a zygote with: none of the agent's secrets, passive OpenMP.
+
+    OpenMP reads its wait policy once, when its library is loaded, so it cannot be set later:
+    spinning threads beside one busy neighbour cost a factor of 4 to 10 per token.
+    """
+    scrubbed = {name: environment[name] for name in _PASSED_ON if name in environment}
+    return scrubbed | {
+        "OMP_WAIT_POLICY": "passive",
+        "GOMP_SPINCOUNT": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "PYTHONUNBUFFERED": "1",
+    }

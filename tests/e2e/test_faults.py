@@ -1,0 +1,115 @@
+"""kill -9 of every process, restarts, and what survives them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from harness import web
+from harness.stack import Stack, wait_until
+
+BUCKET = "models"
+
+
+def test_a_killed_worker_ends_its_request_with_a_typed_error_and_the_next_one_succeeds(
+    stack: Stack, chat: str
+) -> None:
+    stack.chat(chat, "Hi", max_tokens=1)
+    (instance,) = (i for i in stack.instances(chat) if i["state"] == "serving")
+    body = {
+        "model": chat,
+        "stream": True,
+        "max_tokens": 500,
+        "messages": [{"role": "user", "content": "Tell me a very long story."}],
+    }
+    connection, path = web.connect(f"{stack.url}/v1/chat/completions")
+    connection.request("POST", path, json.dumps(body), web.bearer(stack.password))
+    received = web.events(connection.getresponse())
+    next(received)
+    os.kill(int(instance["pid"]), signal.SIGKILL)
+    last = list(received)[-1]
+    connection.close()
+    assert json.loads(last)["error"]["code"] == "instance_lost"
+    assert stack.chat(chat, "Hi", max_tokens=1).status == 200
+
+
+def test_a_worker_killed_before_its_first_byte_gives_a_typed_error(stack: Stack, chat: str) -> None:
+    stack.chat(chat, "Hi", max_tokens=1)
+    (instance,) = (i for i in stack.instances(chat) if i["state"] == "serving")
+    answers: list[web.Answer] = []
+    caller = threading.Thread(
+        target=lambda: answers.append(stack.chat(chat, "Tell me a story.", max_tokens=400))
+    )
+    caller.start()
+    wait_until(lambda: stack.instances(chat)[0]["in_flight"] == 1, "the request is in flight")
+    os.kill(int(instance["pid"]), signal.SIGKILL)
+    caller.join(30)
+    (answer,) = answers
+    assert (answer.status, answer.json()["error"]["code"]) == (502, "instance_lost")
+    assert stack.chat(chat, "Hi", max_tokens=1).status == 200
+
+
+@pytest.mark.parametrize(
+    "module", ["stoker.gateway.main", "stoker.placement.main", "stoker.runtime.agent_main"]
+)
+def test_a_killed_process_comes_back_and_no_function_is_lost(
+    stack: Stack, chat: str, module: str
+) -> None:
+    before = {f["name"] for f in stack.system("GET", "/system/functions").json()}
+    killed = stack.process_of(module)
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: killed not in stack.descendants(), f"{module} is gone")
+
+    def answered() -> bool:
+        try:
+            return stack.chat(chat, "Hi", max_tokens=1).status == 200
+        except OSError:
+            return False
+
+    wait_until(answered, f"a call succeeds after kill -9 of {module}", 40)
+    assert {f["name"] for f in stack.system("GET", "/system/functions").json()} == before
+
+
+def test_stopping_leaves_no_process_and_a_second_up_finds_functions_and_a_warm_ssd(
+    tmp_path: Path, variables: dict[str, str], stack: Stack
+) -> None:
+    first = Stack(tmp_path / "state", variables, ("--dram-bytes", "512MiB")).start()
+    annotations = {"stoker/model": f"s3://{BUCKET}/smollm2-135m-instruct"}
+    assert first.deploy("chat", annotations).status == 202
+    cold = first.chat("chat", "Hi", max_tokens=1)
+    assert cold.stages["fetch"] > 0
+    wait_until(
+        lambda: any(n["ssd_resident_bytes"] > 200_000_000 for n in resident(first)),
+        "the SSD holds the checkpoint",
+    )
+    assert first.stop() == 0
+    assert first.descendants() == []
+
+    second = Stack(tmp_path / "state", variables, ("--dram-bytes", "512MiB")).start()
+    try:
+        warm = second.chat("chat", "Hi", max_tokens=1)
+        assert warm.status == 200
+        assert warm.stages["fetch"] == 0
+        assert warm.stages["load"] > 0
+    finally:
+        second.stop(signal.SIGINT)
+    assert second.descendants() == []
+
+
+def resident(stack: Stack) -> list[dict[str, int]]:
+    return list(stack.system("GET", "/system/nodes").json())
+
+
+def test_kill_9_of_the_supervisor_leaves_no_process(
+    tmp_path: Path, variables: dict[str, str]
+) -> None:
+    alone = Stack(tmp_path / "state", variables, ("--dram-bytes", "64MiB")).start()
+    assert len(alone.descendants()) >= 4
+    assert alone.process is not None
+    alone.process.kill()
+    alone.process.wait(10)
+    wait_until(lambda: alone.descendants() == [], "every process is gone", 15)
