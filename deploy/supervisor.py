@@ -155,7 +155,7 @@ class Supervisor:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
-                    preexec_fn=_tether(os.getpid()),  # noqa: PLW1509
+                    preexec_fn=_tether(os.getpid()),
                 )
         except (OSError, subprocess.SubprocessError) as error:
             raise StartFailed(

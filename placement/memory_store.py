@@ -186,6 +186,7 @@ class MemoryStore:
             if self._closed:
                 return
             self._closed = True
+            self._listeners.clear()
             self._tree.tells.remove(self._tell)
             self._drop_ephemerals(self._session)
         self._tree.deliver()

@@ -12,12 +12,38 @@ from typing import TypeVar
 
 import structlog
 
-from stoker.placement.errors import DeadlineExceeded
+from stoker.placement.errors import CoordinationLost
 
 CLOSE_SECONDS_MAX = 10.0
 
 _T = TypeVar("_T")
 _log = structlog.get_logger()
+
+
+def ask(
+    submit: Callable[[Callable[[], object]], object],
+    function: Callable[[], _T],
+    timeout_seconds: float,
+    thread_name: str,
+) -> _T:
+    """Have another thread run `function`, by `submit`; return what it returns, raise its error."""
+    future: concurrent.futures.Future[_T] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller
+            future.set_exception(error)
+
+    submit(run)
+    try:
+        return future.result(timeout_seconds)
+    except concurrent.futures.TimeoutError:
+        raise CoordinationLost(
+            f"Expected the thread {thread_name} to answer within {timeout_seconds:g} s, "
+            "found it busy.",
+            "Return quickly from callbacks and hold no lock that they need.",
+        ) from None
 
 
 class SerialThread:
@@ -41,27 +67,11 @@ class SerialThread:
     def call(self, function: Callable[[], _T], *, timeout_seconds: float) -> _T:
         """Run `function` in the thread (at once, if this is the thread) and return its result.
 
-        DeadlineExceeded if it has not ended in time; it may still run.
+        CoordinationLost if it has not ended in time; it may still run.
         """
         if threading.current_thread() is self._thread:
             return function()
-        future: concurrent.futures.Future[_T] = concurrent.futures.Future()
-
-        def run() -> None:
-            try:
-                future.set_result(function())
-            except BaseException as error:  # noqa: BLE001 - raised again in the caller
-                future.set_exception(error)
-
-        self.submit(run)
-        try:
-            return future.result(timeout_seconds)
-        except concurrent.futures.TimeoutError:
-            raise DeadlineExceeded(
-                f"Expected {self._thread.name} to answer within {timeout_seconds:g} s, "
-                "found it busy.",
-                "Return quickly from callbacks and hold no lock that they need.",
-            ) from None
+        return ask(self.submit, function, timeout_seconds, self._thread.name)
 
     def close(self) -> None:
         """Drop what is left and, if this is another thread, wait for what runs now."""

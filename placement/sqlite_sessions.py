@@ -17,6 +17,7 @@ import selectors
 import socket
 import stat
 import threading
+import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from pathlib import Path
 from stoker.placement.errors import CoordinationLost
 
 ID_BYTES = 16
-PEERS_MAX = 1024
+LISTEN_BACKLOG = 1024
 _NUDGE = b"\0"
 
 
@@ -67,7 +68,11 @@ class Sessions:
         connection = self._dial(session_id)
         if connection is None:
             return False
-        connection.sendall(bytes.fromhex(self.session_id))
+        try:
+            connection.sendall(bytes.fromhex(self.session_id))
+        except OSError:
+            connection.close()
+            return False
         connection.setblocking(False)
         self._add(_Peer(connection, bytes.fromhex(session_id)))
         return True
@@ -83,12 +88,12 @@ class Sessions:
             connection.close()
         return connection is not None
 
-    def wait(self, timeout_seconds: float) -> set[str | None]:
-        """Wait for a nudge; return the sessions whose processes ended (None: it was not yet told).
+    def wait(self, timeout_seconds: float) -> set[str]:
+        """Wait for a nudge, an arrival, a death or `wake`; return the sessions that ended.
 
-        Returns early for nudges, arrivals, deaths and `wake`.
+        Who ended before it said its id was only asking whether we live.
         """
-        ended: set[str | None] = set()
+        ended: set[str] = set()
         for key, _ in self._selector.select(timeout_seconds):
             end = key.fileobj
             if end is self._listener:
@@ -99,7 +104,8 @@ class Sessions:
                 peer = self._peers[end]
                 if not self._read(peer):
                     self._drop(peer)
-                    ended.add(peer.session_id)
+                    if peer.session_id:
+                        ended.add(peer.session_id)
         return ended
 
     def nudge(self) -> None:
@@ -141,7 +147,7 @@ class Sessions:
         # Named through the folder's descriptor, since a socket's path has at most 107 bytes. It
         # gets its name when it listens: what refuses a connection is dead, not young.
         listener.bind(self._address(f"{self.session_id}.new"))
-        listener.listen(PEERS_MAX)
+        listener.listen(LISTEN_BACKLOG)
         os.rename(
             f"{self.session_id}.new",
             f"{self.session_id}.sock",
@@ -170,12 +176,18 @@ class Sessions:
         return connection
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):
+        try:
             connection, _ = self._listener.accept()
-            connection.setblocking(False)
-            self._add(_Peer(connection))
-            # What was written before it could be nudged would else go unseen by it.
-            _send_nudge(connection)
+        except BlockingIOError:
+            return
+        except OSError:
+            # Out of descriptors: nothing tells when one is free again.
+            time.sleep(0.05)
+            return
+        connection.setblocking(False)
+        self._add(_Peer(connection))
+        # What was written before it could be nudged would else go unseen by it.
+        _send_nudge(connection)
 
     def _add(self, peer: _Peer) -> None:
         with self._lock:

@@ -66,8 +66,7 @@ def check_put(path: str, value: bytes, version: int | None, fence: Fence | None)
     check_fence_form(fence)
     if len(value) > VALUE_BYTES_MAX:
         raise PayloadTooLarge(
-            f"Expected at most {VALUE_BYTES_MAX} bytes at {path} in the store, "
-            f"found {len(value)}.",
+            f"Expected at most {VALUE_BYTES_MAX} bytes at {path} in the store, found {len(value)}.",
             "Make the code archive or the record smaller.",
         )
 
@@ -129,6 +128,10 @@ class Watcher:
     def covers(self, path: str) -> bool:
         return path.startswith(self.prefix)
 
+    def told_in(self, folder: str) -> set[str]:
+        """The present entries directly in a folder (which ends in /), as far as told."""
+        return {path for path in self._told if path.rpartition("/")[0] + "/" == folder}
+
     def tell(self, path: str, entry: Entry | None, stamp: int) -> None:
         """The entry now at `path`, or None if there is none."""
         if self.stopped:
@@ -171,12 +174,14 @@ class StateListeners:
     def enter(self, state: StoreState) -> None:
         if state is not self.state:
             self.state = state
-            for listener in self._listeners:
+            for listener in tuple(self._listeners):
                 self._call(listener)
+
+    def clear(self) -> None:
+        self._listeners.clear()
 
     def _call(self, listener: Callable[[StoreState], None]) -> None:
         try:
             listener(self.state)
         except Exception:  # noqa: BLE001 - a listener's bug must not end the store's thread
             _log.exception("state_callback_failed", state=self.state.value)
-

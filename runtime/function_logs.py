@@ -44,8 +44,6 @@ class LogQuery:
             raise BadRequest(f"Expected a tail from 0 to {TAIL_MAXIMUM}, found {self.tail}.")
 
     def admits(self, line: bytes) -> bool:
-        if self.since is None and self.instance is None:
-            return True
         try:
             fields = orjson.loads(line)
         except orjson.JSONDecodeError:  # the torn last line of a crash

@@ -231,7 +231,9 @@ class _Reader:
         for key_node, value in node.value:
             key = self._text_of(key_node, where)
             if key in entries:
-                raise self._wrong(key_node, f"Expected each key of {where} once, found {key!r} twice")
+                raise self._wrong(
+                    key_node, f"Expected each key of {where} once, found {key!r} twice"
+                )
             if known and key not in known:
                 nearest = difflib.get_close_matches(key, known, 1)
                 raise self._wrong(

@@ -151,9 +151,7 @@ def chunk_count(byte_count: int) -> int:
 
 def encode(manifest: Manifest) -> bytes:
     """The canonical bytes: JSON, keys sorted, no spaces."""
-    return orjson.dumps(
-        {"format": FORMAT_VERSION, **asdict(manifest)}, option=orjson.OPT_SORT_KEYS
-    )
+    return orjson.dumps({"format": FORMAT_VERSION, **asdict(manifest)}, option=orjson.OPT_SORT_KEYS)
 
 
 def decode(payload: bytes) -> Manifest:
@@ -281,7 +279,9 @@ def _validate_tensor(tensor: TensorEntry, manifest: Manifest) -> None:
         raise invalid(f"the weight file of {tensor.name}", f"{tensor.file!r:.40}")
     file_bytes = manifest.weights[tensor.file].bytes
     in_file = (
-        _is_count(tensor.begin) and _is_count(tensor.end) and tensor.begin <= tensor.end <= file_bytes
+        _is_count(tensor.begin)
+        and _is_count(tensor.end)
+        and tensor.begin <= tensor.end <= file_bytes
     )
     bits = prod(tensor.shape) * DTYPE_BITS[tensor.dtype]
     if not in_file or 8 * (tensor.end - tensor.begin) != bits:

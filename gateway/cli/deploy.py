@@ -1,0 +1,106 @@
+"""`stoker deploy`: build what has a handler folder, then PUT, and POST what is not there yet."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import hmac
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stoker.gateway.cli.archive import build_archive
+from stoker.gateway.cli.client import Access, GatewayClient, error_of, find_access
+from stoker.gateway.cli.options import (
+    gateway_option,
+    json_option,
+    path_of,
+    print_json,
+    reports_errors,
+)
+from stoker.gateway.cli.stack import StackFunction, load_stack
+from stoker.placement.errors import BadSpec, NotFound, StokerError
+
+
+@click.command()
+@click.option(
+    "--file",
+    "-f",
+    "stack_path",
+    default="stack.yaml",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="OpenFaaS stack file.",
+)
+@click.option("--filter", "pattern", default="*", help="Deploy only names that match.")
+@gateway_option
+@json_option
+@reports_errors
+def deploy(stack_path: Path, pattern: str, gateway: str | None, as_json: bool) -> None:
+    """Deploy the functions of a stack file."""
+    stack = load_stack(stack_path)
+    chosen = [f for f in stack.functions if fnmatch.fnmatchcase(f.name, pattern)]
+    if not chosen:
+        names = ", ".join(f.name for f in stack.functions) or "no function"
+        raise BadSpec(
+            f"Expected a function like {pattern!r} in {stack_path}, found {names}.",
+            "Name one of them with --filter.",
+        )
+    access = find_access(gateway)
+    client = GatewayClient(access)
+    deployed = []
+    for function in chosen:
+        if function.needs_build:
+            build(client, access, function)
+        deployed.append(_put(client, function))
+        if not as_json:
+            click.echo(f"Deployed {function.name}: {deployed[-1]['url']}")
+    if as_json:
+        print_json(deployed)
+
+
+def build(client: GatewayClient, access: Access, function: StackFunction) -> None:
+    """POST /build the handler folder; StokerError with the builder's words if it fails."""
+    archive = build_archive(function)
+    signature = hmac.new((access.password or "").encode(), archive, hashlib.sha256).hexdigest()
+    headers = {
+        "Content-Type": "application/octet-stream",
+        "Accept": "application/x-ndjson",
+        "X-Build-Signature": f"sha256={signature}",
+    }
+    last: dict[str, Any] = {}
+    with client.open("POST", "/build", archive, headers) as answer:
+        if answer.status >= 400:
+            raise error_of(answer)
+        for line in answer.lines():
+            if line.strip():
+                last = _object(line)
+    if last.get("status") != "success":
+        said = last.get("error") or " ".join(map(str, last.get("log") or ())) or "no result"
+        raise BadSpec(
+            f"Expected {function.name} to build from {function.handler}, found: {said}",
+            "Correct the handler folder and deploy again.",
+        )
+
+
+def _put(client: GatewayClient, function: StackFunction) -> dict[str, Any]:
+    deployment = function.deployment()
+    try:
+        client.call("PUT", "/system/functions", deployment, missing=function.name)
+    except NotFound:
+        client.call("POST", "/system/functions", deployment)
+    name = f"{function.name}.{function.namespace}" if function.namespace else function.name
+    status = client.call(
+        "GET", path_of("/system/function", function.name, namespace=function.namespace)
+    )
+    return {"name": function.name, "url": client.url + f"/function/{name}", "status": status}
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        decoded = json.loads(line)
+    except ValueError as error:
+        raise StokerError(f"Expected JSON lines from /build, found {line[:80]!r}.") from error
+    return decoded if isinstance(decoded, dict) else {}

@@ -1,0 +1,21 @@
+"""Every verb that talks to a gateway."""
+
+from __future__ import annotations
+
+import click
+
+from stoker.gateway.cli.deploy import deploy
+from stoker.gateway.cli.invoke import invoke
+from stoker.gateway.cli.manage import logs, remove, scale
+from stoker.gateway.cli.status import describe, list_functions, list_instances
+
+VERBS: tuple[click.Command, ...] = (
+    deploy,
+    invoke,
+    list_functions,
+    list_instances,
+    describe,
+    logs,
+    scale,
+    remove,
+)

@@ -1,0 +1,130 @@
+#include "pool.h"
+
+#include <fcntl.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <utility>
+
+#include "chunk.h"
+#include "error.h"
+
+namespace stoker {
+namespace {
+
+std::size_t whole_chunks(std::size_t capacity_bytes) {
+  const std::size_t count = capacity_bytes / chunk_bytes;
+  if (count == 0)
+    throw std::invalid_argument("expected room for at least one chunk of " +
+                                std::to_string(chunk_bytes) + " bytes, found " +
+                                std::to_string(capacity_bytes));
+  return count;
+}
+
+Descriptor open_reader(int fd) {
+  const std::string path = "/proc/self/fd/" + std::to_string(fd);
+  const int reader = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (reader < 0) throw SystemError(errno, "cannot open the pool for reading", path);
+  return Descriptor(reader);
+}
+
+void run_when_idle() {
+  const sched_param parameters{};
+  // Refused only by unusual sandboxes, where the thread runs at normal priority.
+  ::sched_setscheduler(0, SCHED_IDLE, &parameters);
+}
+
+}  // namespace
+
+Pool::Pool(std::size_t capacity_bytes)
+    : chunk_count_(whole_chunks(capacity_bytes)),
+      file_(make_memory_file("stoker-pool", chunk_count_ * chunk_bytes)),
+      reader_(open_reader(file_.get())),
+      memory_(Memory::shared(file_.get(), chunk_count_ * chunk_bytes, true)),
+      huge_pages_(false),
+      allocated_(chunk_count_, false),
+      free_count_(chunk_count_),
+      owner_process_(::getpid()) {
+  // The settings of the kernel say what is allowed; only a page that is there says what is.
+  populate(memory_.bytes().first(huge_page_bytes), true);
+  huge_pages_ = stoker::has_huge_pages(memory_.data());
+}
+
+Pool::~Pool() {
+  stopping_ = true;
+  // A forked child has the objects of these threads but not the threads: nothing to join.
+  if (::getpid() != owner_process_) new std::vector<std::jthread>(std::move(threads_));
+}
+
+std::size_t Pool::free_count() const {
+  const std::lock_guard lock(mutex_);
+  return free_count_;
+}
+
+std::vector<std::size_t> Pool::allocate(std::size_t count) {
+  const std::lock_guard lock(mutex_);
+  if (count > free_count_) throw PoolExhausted(count, free_count_);
+  std::vector<std::size_t> chunks;
+  chunks.reserve(count);
+  for (std::size_t index = 0; chunks.size() < count; ++index)
+    if (!allocated_[index]) chunks.push_back(index);
+  for (const std::size_t index : chunks) allocated_[index] = true;
+  free_count_ -= count;
+  return chunks;
+}
+
+void Pool::release(const std::vector<std::size_t>& chunks) {
+  const std::lock_guard lock(mutex_);
+  std::vector<bool> after = allocated_;
+  for (const std::size_t index : chunks) {
+    if (index >= chunk_count_ || !after[index])
+      throw std::invalid_argument("expected allocated chunks to release, found chunk " +
+                                  std::to_string(index) + " that is not");
+    after[index] = false;
+  }
+  allocated_ = std::move(after);
+  free_count_ += chunks.size();
+}
+
+std::span<std::byte> Pool::chunk(std::size_t index) const {
+  if (index >= chunk_count_)
+    throw std::invalid_argument("expected a chunk below " + std::to_string(chunk_count_) +
+                                ", found " + std::to_string(index));
+  return memory_.bytes().subspan(index * chunk_bytes, chunk_bytes);
+}
+
+void Pool::prefault(unsigned threads) {
+  const std::lock_guard lock(mutex_);
+  if (!threads_.empty()) throw std::invalid_argument("the pool is being prefaulted already");
+  for (unsigned index = 0; index < threads; ++index) {
+    try {
+      threads_.emplace_back([this] { prefault_chunks(); });
+    } catch (const std::system_error& error) {
+      if (threads_.empty()) throw SystemError(error.code().value(), "cannot start a thread");
+      return;
+    }
+  }
+}
+
+void Pool::prefault_chunks() {
+  run_when_idle();
+  for (std::size_t index = next_to_prefault_++; index < chunk_count_ && !stopping_;
+       index = next_to_prefault_++) {
+    const std::span<std::byte> bytes = chunk(index);
+    for (std::size_t at = 0; at < bytes.size() && !stopping_; at += huge_page_bytes) {
+      try {
+        populate(bytes.subspan(at, huge_page_bytes), true);
+      } catch (const SystemError&) {
+        // Out of memory here is not a fault of a load; `prefaulted_bytes` stays behind and says so.
+        return;
+      }
+      prefaulted_bytes_ += huge_page_bytes;
+    }
+  }
+}
+
+}  // namespace stoker

@@ -1,0 +1,62 @@
+// The node's memory for checkpoints: one sealed memory file, handed out in whole chunks.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <mutex>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "file.h"
+#include "memory.h"
+
+namespace stoker {
+
+class Pool {
+ public:
+  // Holds as many whole chunks as fit in `capacity_bytes`; at least one must.
+  explicit Pool(std::size_t capacity_bytes);
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+  ~Pool();
+
+  int fd() const { return file_.get(); }
+  // The same memory through a descriptor that cannot be written by.
+  int reader_fd() const { return reader_.get(); }
+  std::size_t chunk_count() const { return chunk_count_; }
+  std::size_t free_count() const;
+  bool has_huge_pages() const { return huge_pages_; }
+
+  // The lowest free chunks, all or none: neighbours map in one piece.
+  std::vector<std::size_t> allocate(std::size_t count);
+  // All or none: a chunk that is not allocated, or named twice, is refused.
+  void release(const std::vector<std::size_t>& chunks);
+
+  std::span<std::byte> chunk(std::size_t index) const;
+
+  // Faults every chunk in from the front, in threads that run only when nothing else would.
+  void prefault(unsigned threads);
+  std::size_t prefaulted_bytes() const { return prefaulted_bytes_; }
+
+ private:
+  void prefault_chunks();
+
+  std::size_t chunk_count_;
+  Descriptor file_;
+  Descriptor reader_;
+  Memory memory_;
+  bool huge_pages_;
+
+  mutable std::mutex mutex_;
+  std::vector<bool> allocated_;
+  std::size_t free_count_;
+
+  std::vector<std::jthread> threads_;
+  int owner_process_;
+  std::atomic<bool> stopping_{false};
+  std::atomic<std::size_t> next_to_prefault_{0};
+  std::atomic<std::size_t> prefaulted_bytes_{0};
+};
+
+}  // namespace stoker

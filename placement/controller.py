@@ -1,0 +1,366 @@
+"""The leader's loop: observe, plan, commit. Every write is fenced by the leader's epoch.
+
+One lock covers snapshot, plan and commit, and every write is seen in the view before the lock is
+released; so two decisions never use the same address, and what is starting is never started twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Event, RLock, Thread
+from typing import Protocol
+
+import structlog
+
+from stoker.placement.demand import DemandLedger
+from stoker.placement.errors import (
+    CoordinationLost,
+    Fenced,
+    FunctionNotFound,
+    InstanceLost,
+    NoCapacity,
+    StokerError,
+    Unavailable,
+)
+from stoker.placement.names import split_function_name
+from stoker.placement.plan import Plan, plan, unfit
+from stoker.placement.records import (
+    Assignment,
+    DemandReport,
+    FunctionDemand,
+    FunctionRecord,
+    InstanceRecord,
+    PlaceAnswer,
+    PlaceRequest,
+    encode,
+)
+from stoker.placement.scale import startable
+from stoker.placement.store import ABSENT, Change, Entry, Fence
+from stoker.placement.view import Snapshot, View
+
+TICK_SECONDS = 1.0
+CLOSE_SECONDS = 10.0
+# What a client is told to wait: for an election, for a socket or a place to become free.
+ELECTION_RETRY_SECONDS = 1.0
+CAPACITY_RETRY_SECONDS = 5.0
+# An address whose instance ended stays unused until its node stopped announcing it, or so long.
+ADDRESS_REST_SECONDS = 60.0
+
+_log = structlog.get_logger()
+
+
+class ControlStore(Protocol):
+    """What the controller needs of the store."""
+
+    def get(self, path: str) -> Entry | None: ...
+
+    def put(
+        self,
+        path: str,
+        value: bytes,
+        *,
+        version: int | None = None,
+        ephemeral: bool = False,
+        fence: Fence | None = None,
+    ) -> int: ...
+
+    def delete(
+        self, path: str, *, version: int | None = None, fence: Fence | None = None
+    ) -> bool: ...
+
+
+@dataclass
+class _Term:
+    """One time of leading. `paused` while the store does not answer."""
+
+    epoch: int
+    fence: Fence
+    next_number: int = 0
+    paused: bool = False
+
+
+class Controller:
+    """Decides while elected. `clock` gives seconds since the epoch, `identity` names us in logs."""
+
+    def __init__(
+        self, store: ControlStore, view: View, identity: str, clock: Callable[[], float]
+    ) -> None:
+        self._store = store
+        self._view = view
+        self._clock = clock
+        self._log = _log.bind(leader=identity)
+        # Guards the term, the ledger and the resting addresses, and makes decisions one by one.
+        self._lock = RLock()
+        self._term: _Term | None = None
+        self._ledger = DemandLedger()
+        self._resting: dict[str, tuple[str, float]] = {}
+        self._wake = Event()
+        self._closed = Event()
+        self._thread = Thread(target=self._run, name="placement-controller", daemon=True)
+        view.on_change(self._wake.set)
+
+    def start(self) -> None:
+        """Begin to follow changes and time in a thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join(CLOSE_SECONDS)
+
+    @property
+    def leading(self) -> bool:
+        term = self._term
+        return term is not None and not term.paused
+
+    def on_elected(self, epoch: int, fence: Fence) -> None:
+        """Lead from now on: read the store anew, then decide."""
+        with self._lock:
+            self._term = _Term(epoch, fence, paused=True)
+            self._log.info("leading_started", epoch=epoch)
+            self._resume(self._term, fresh=True)
+        self._wake.set()
+
+    def on_lost(self) -> None:
+        """Stop deciding."""
+        with self._lock:
+            if self._term is not None:
+                self._log.info("leading_ended", epoch=self._term.epoch)
+            self._term = None
+
+    def place(self, request: PlaceRequest) -> PlaceAnswer:
+        """Where `request.function` is or will be served, starting instances as demand needs.
+
+        Unavailable on a non-leader, FunctionNotFound, NoCapacity, or the error that the last
+        start failed with while it is too early for the next.
+        """
+        with self._lock:
+            term = self._leading_term()
+            function = self._function(request.function)
+            now = self._clock()
+            asked = request.demand
+            if asked.in_flight + asked.queued == 0:
+                asked = FunctionDemand(in_flight=0, queued=1, idle_seconds=0.0)
+            self._follow(now)
+            self._ledger.hear_one(request.gateway_id, function, asked, now)
+            made = None
+            if self._lacks(function, now):
+                made = self._reconcile(term, now)
+            usable = _usable(self._view.snapshot(), function.key, now)
+            if usable:
+                return PlaceAnswer(usable)
+            raise self._refusal(function, made, now)
+
+    def report(self, report: DemandReport) -> None:
+        """Take a gateway's demand; Unavailable on a non-leader."""
+        with self._lock:
+            self._leading_term()
+            now = self._clock()
+            self._follow(now)
+            functions = self._view.snapshot().functions
+            self._ledger.hear(report.gateway_id, report.functions, functions, now)
+        self._wake.set()
+
+    def reconcile(self) -> Plan | None:
+        """Bring the assignments to what demand and nodes call for; None if not leading."""
+        with self._lock:
+            term = self._term
+            if term is None or (term.paused and not self._resume(term, fresh=False)):
+                return None
+            return self._reconcile(term, self._clock())
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            # The tick is for what no change tells: that time has passed.
+            self._wake.wait(TICK_SECONDS)
+            self._wake.clear()
+            if self._closed.is_set():
+                return
+            try:
+                self.reconcile()
+            except StokerError as error:
+                self._log.warning("reconcile_failed", code=error.code, cause=error.cause)
+            except Exception:  # noqa: BLE001 - the loop outlives a bug in one decision
+                self._log.exception("reconcile_broken")
+
+    def _resume(self, term: _Term, *, fresh: bool) -> bool:
+        """Read the store anew and decide again; says whether the store answered."""
+        try:
+            self._view.refresh()
+        except CoordinationLost as error:
+            self._log.warning("store_unreachable", cause=error.cause)
+            return False
+        if fresh:
+            snapshot = self._view.snapshot()
+            existing = {key: len(snapshot.assignments_of(key)) for key in snapshot.functions}
+            self._ledger.begin(existing, snapshot.function_versions, self._clock())
+            self._resting.clear()
+        term.paused = False
+        return True
+
+    def _leading_term(self) -> _Term:
+        if self._term is not None and not self._term.paused:
+            return self._term
+        leader = self._view.snapshot().leader
+        known = leader is not None and self._term is None
+        raise Unavailable(
+            f"This placement does not lead; the leader listens at {leader.address}."
+            if leader is not None and known
+            else "No placement leads at this moment.",
+            "Ask the leader." if known else "Try again after the election.",
+            retry_after_seconds=ELECTION_RETRY_SECONDS,
+        )
+
+    def _function(self, key: str) -> FunctionRecord:
+        """The function, looked up in the store itself if the view has not heard of it yet."""
+        found = self._view.snapshot().functions.get(key)
+        if found is not None:
+            return found
+        name, namespace = split_function_name(key)
+        path = f"/functions/{namespace}/{name}"
+        entry = self._store.get(path)
+        if entry is not None:
+            self._view.apply(Change(path, entry))
+            found = self._view.snapshot().functions.get(key)
+        if found is None:
+            raise FunctionNotFound(
+                f"Expected a deployed function, found none called {name} in {namespace}.",
+                "Deploy it first.",
+            )
+        return found
+
+    def _lacks(self, function: FunctionRecord, now: float) -> bool:
+        """Whether there is less than the demand calls for: only then is a plan worth making."""
+        snapshot = self._view.snapshot()
+        usable = _usable(snapshot, function.key, now)
+        current = [a for a in usable if a.generation == function.generation]
+        demand = self._ledger.demand_of(function.key, now)
+        return len(current) < startable(function, demand, now)
+
+    def _follow(self, now: float) -> None:
+        snapshot = self._view.snapshot()
+        self._ledger.follow(snapshot.functions, snapshot.function_versions, now)
+        serving = {i.function for i in snapshot.instances.values() if i.state == "serving"}
+        self._ledger.succeeded(serving)
+        for instance_id in sorted(snapshot.assignments):
+            instance = snapshot.instances.get(instance_id)
+            if instance is not None and instance.state == "failed":
+                self._note_failure(snapshot, instance, now)
+
+    def _note_failure(self, snapshot: Snapshot, instance: InstanceRecord, now: float) -> None:
+        function = snapshot.functions.get(instance.function)
+        if function is None or function.generation != instance.generation:
+            return
+        name, node_id = instance.instance_id, instance.node_id
+        if instance.failure:
+            error = StokerError.from_wire(instance.failure)
+        else:
+            error = InstanceLost(f"The instance {name} on node {node_id} gave no reason to end.")
+        if self._ledger.failed(function, name, node_id, error, now):
+            self._log.warning(
+                "instance_failed",
+                function=function.key,
+                node=node_id,
+                instance=name,
+                code=error.code,
+                cause=error.cause,
+            )
+
+    def _reconcile(self, term: _Term, now: float) -> Plan:
+        self._follow(now)
+        snapshot = self._view.snapshot()
+        self._release_addresses(snapshot, now)
+        made = plan(
+            snapshot,
+            {key: self._ledger.demand_of(key, now) for key in snapshot.functions},
+            now,
+            epoch=term.epoch,
+            first_number=term.next_number,
+            resting=frozenset(self._resting),
+        )
+        try:
+            self._commit(term, made, now)
+        except Fenced:
+            self._log.warning("leading_ended_by_fence", epoch=term.epoch)
+            self._term = None
+            raise
+        except CoordinationLost as error:
+            # Writes may or may not have happened: decide no more before the store was read anew.
+            self._log.warning("leading_paused", epoch=term.epoch, cause=error.cause)
+            term.paused = True
+            raise
+        return made
+
+    def _commit(self, term: _Term, made: Plan, now: float) -> None:
+        # A number is used up even if its write fails: it may have arrived all the same.
+        term.next_number += len(made.starts)
+        for stop in made.stops:
+            assignment = stop.assignment
+            self._store.delete(assignment.path, fence=term.fence)
+            self._resting[assignment.address] = (assignment.node_id, now)
+            self._view.apply(Change(assignment.path, None))
+            self._log.info(
+                "instance_stopped",
+                function=assignment.function,
+                instance=assignment.instance_id,
+                node=assignment.node_id,
+                reason=stop.reason,
+            )
+        for start in made.starts:
+            value = encode(start)
+            version = self._store.put(start.path, value, version=ABSENT, fence=term.fence)
+            self._view.apply(Change(start.path, Entry(start.path, value, version)))
+            self._log.info(
+                "instance_started",
+                function=start.function,
+                instance=start.instance_id,
+                node=start.node_id,
+                address=start.address,
+            )
+
+    def _release_addresses(self, snapshot: Snapshot, now: float) -> None:
+        for address, (node_id, since) in tuple(self._resting.items()):
+            node = snapshot.nodes.get(node_id)
+            if (
+                node is None
+                or address not in node.spare_addresses
+                or now - since >= ADDRESS_REST_SECONDS
+            ):
+                del self._resting[address]
+
+    def _refusal(self, function: FunctionRecord, made: Plan | None, now: float) -> StokerError:
+        failure = self._ledger.failure_of(function.key, now)
+        if failure is not None:
+            error = StokerError.from_wire(failure.error.to_wire())
+            error.retry_after_seconds = failure.not_before - now
+            return error
+        shortages = made.shortages if made else ()
+        shortage = next((s for s in shortages if s.function == function.key), None)
+        if shortage is None or not shortage.refusals:
+            return NoCapacity(
+                f"Expected a node to start {function.key}, found none registered.",
+                "Start a node agent, or wait for it to join.",
+                retry_after_seconds=CAPACITY_RETRY_SECONDS,
+            )
+        reasons = "; ".join(f"node {node_id}: {why}" for node_id, why in shortage.refusals)
+        return NoCapacity(
+            f"Expected a node with room for {function.key}, found none ({reasons}).",
+            "Try again later, add a node or lower the minimum of other functions."
+            if shortage.may_pass
+            else "Add a node with a larger pool.",
+            retry_after_seconds=CAPACITY_RETRY_SECONDS if shortage.may_pass else None,
+        )
+
+
+def _usable(snapshot: Snapshot, key: str, now: float) -> tuple[Assignment, ...]:
+    """The function's assignments that serve or will: serving and newest generation first."""
+
+    def rank(assignment: Assignment) -> tuple[bool, int, float, str]:
+        instance = snapshot.instances.get(assignment.instance_id)
+        serving = instance is not None and instance.state == "serving"
+        return not serving, -assignment.generation, assignment.created_at, assignment.instance_id
+
+    alive = [a for a in snapshot.assignments_of(key) if unfit(snapshot, a, now) is None]
+    return tuple(sorted(alive, key=rank))

@@ -1,0 +1,149 @@
+"""The HTTP face of placement: POST /place, POST /report, GET /healthz."""
+
+from __future__ import annotations
+
+import hmac
+import math
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import orjson
+import structlog
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from stoker.placement.errors import BadRequest, PayloadTooLarge, StokerError, Unauthorized
+from stoker.placement.names import split_function_name
+from stoker.placement.records import (
+    DemandReport,
+    FunctionDemand,
+    PlaceAnswer,
+    PlaceRequest,
+    decode,
+    encode,
+)
+
+TOKEN_HEADER = "X-Stoker-Token"  # noqa: S105 - the name of the header, not a token
+BODY_BYTES_MAXIMUM = 1024 * 1024
+GATEWAY_ID_CHARACTERS_MAXIMUM = 128
+
+_log = structlog.get_logger()
+_R = TypeVar("_R")
+
+
+class Placer(Protocol):
+    """What the service needs of the controller; may block on the store."""
+
+    @property
+    def leading(self) -> bool: ...
+
+    def place(self, request: PlaceRequest) -> PlaceAnswer: ...
+
+    def report(self, report: DemandReport) -> None: ...
+
+
+def create_app(placer: Placer, cluster_token: str) -> Starlette:
+    """The ASGI app; every route but /healthz wants `cluster_token`."""
+
+    async def place(request: Request) -> Response:
+        asked = await _read(request, PlaceRequest, cluster_token)
+        _check_gateway_id(asked.gateway_id)
+        split_function_name(asked.function)
+        _check_demand(asked.demand)
+        answer = await run_in_threadpool(placer.place, asked)
+        return _json(encode(answer))
+
+    async def report(request: Request) -> Response:
+        told = await _read(request, DemandReport, cluster_token)
+        _check_gateway_id(told.gateway_id)
+        for demand in told.functions.values():
+            _check_demand(demand)
+        await run_in_threadpool(placer.report, told)
+        return Response(status_code=204)
+
+    async def healthz(_: Request) -> Response:
+        return _json(orjson.dumps({"status": "ok", "leading": placer.leading}))
+
+    return Starlette(
+        routes=[
+            Route("/place", place, methods=["POST"]),
+            Route("/report", report, methods=["POST"]),
+            Route("/healthz", healthz, methods=["GET"]),
+        ],
+        exception_handlers=_HANDLERS,
+    )
+
+
+async def _read(request: Request, cls: type[_R], cluster_token: str) -> _R:
+    offered = request.headers.get(TOKEN_HEADER, "")
+    if not hmac.compare_digest(offered.encode(), cluster_token.encode()):
+        raise Unauthorized(
+            f"Expected the cluster token in {TOKEN_HEADER}, found another or none.",
+            "Give every process of the cluster the same STOKER_CLUSTER_TOKEN_FILE.",
+        )
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > BODY_BYTES_MAXIMUM:
+            raise PayloadTooLarge(
+                f"Expected a body of at most {BODY_BYTES_MAXIMUM} bytes, found more."
+            )
+    return decode(cls, bytes(body))
+
+
+def _check_gateway_id(gateway_id: str) -> None:
+    if not 0 < len(gateway_id) <= GATEWAY_ID_CHARACTERS_MAXIMUM:
+        raise BadRequest(
+            f"Expected a gateway_id of 1 to {GATEWAY_ID_CHARACTERS_MAXIMUM} characters, "
+            f"found {len(gateway_id)}."
+        )
+
+
+def _check_demand(demand: FunctionDemand) -> None:
+    if demand.in_flight < 0 or demand.queued < 0 or not demand.idle_seconds >= 0:
+        raise BadRequest(f"Expected numbers of at least 0 in a demand, found {demand}.")
+
+
+def _json(payload: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(payload, status, headers, media_type="application/json")
+
+
+def error_response(error: StokerError) -> Response:
+    """The error as an HTTP answer: its status, its wire form and Retry-After in whole seconds."""
+    headers = {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
+    return _json(orjson.dumps({"error": error.to_wire()}), error.status, headers)
+
+
+async def _on_stoker_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, StokerError)
+    return error_response(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    cause = f"Expected POST /place, POST /report or GET /healthz, found {request.method} there."
+    wire = BadRequest(cause).to_wire()
+    return _json(orjson.dumps({"error": wire}), error.status_code, dict(error.headers or {}))
+
+
+async def _on_disconnect(_: Request, __: Exception) -> Response:
+    return Response(status_code=400)
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    _log.error("request_broken", path=request.url.path, error=type(error).__name__)
+    return error_response(StokerError("Placement failed in a way that it does not know."))
+
+
+_HANDLERS: dict[Any, Callable[[Request, Exception], Any]] = {
+    StokerError: _on_stoker_error,
+    HTTPException: _on_http_exception,
+    ClientDisconnect: _on_disconnect,
+    Exception: _on_bug,
+}

@@ -1,0 +1,369 @@
+"""The function spec: from the OpenFaaS FunctionDeployment to a FunctionRecord, and back to status.
+
+Scaling keys may stand among the labels or the annotations, `autoscaling.knative.dev/` keys in
+kebab or camel case. They count requests in flight: a target that is meant per second or as a share
+of a CPU (`com.openfaas.scale.type: rps`, `autoscaling.knative.dev/metric: cpu`, …) is kept but is
+no limit of concurrency. Two keys that mean the same must say the same.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, get_args
+
+from stoker.placement.errors import BadSpec
+from stoker.placement.names import (
+    DEFAULT_NAMESPACE,
+    valid_function_name,
+    valid_namespace,
+    valid_secret_name,
+)
+from stoker.placement.records import CheckpointRef, FunctionRecord, Scaling, Task, encode
+from stoker.placement.spec_fields import (
+    TEXT_CHARACTERS_MAXIMUM,
+    duration_seconds,
+    list_field,
+    refuse,
+    text_field,
+    texts_field,
+    whole_number,
+)
+
+PREFIX = "stoker/"
+SUPPORTED_KEYS = ("model", "task", "engine", "dtype", "max-context", "idle-ttl")
+LATER_KEYS = (
+    "adapter",
+    "slo-ttft-ms",
+    "slo-tpot-ms",
+    "host-pin",
+    "priority",
+    "devices",
+    "trigger-s3",
+)
+ENGINES = ("transformers",)
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+MODEL_SCHEMES = ("s3://", "file://")
+
+INSTANCES_MAXIMUM = 1000
+CODE_INSTANCES_DEFAULT = 4
+MODEL_INSTANCES_DEFAULT = 1
+CONCURRENCY_MAXIMUM = 1000
+CONTEXT_TOKENS_MAXIMUM = 10_000_000
+IDLE_SECONDS_MAXIMUM = 30 * 86_400.0
+# A record must fit into one entry of the store with room for its growth.
+RECORD_BYTES_MAXIMUM = 512 * 1024
+
+_OPENFAAS = "com.openfaas.scale."
+_KNATIVE = "autoscaling.knative.dev/"
+_MINIMUM_KEYS = (_OPENFAAS + "min", _KNATIVE + "min-scale", _KNATIVE + "minScale")
+_MAXIMUM_KEYS = (_OPENFAAS + "max", _KNATIVE + "max-scale", _KNATIVE + "maxScale")
+_IDLE_KEYS = (
+    PREFIX + "idle-ttl",
+    _OPENFAAS + "zero-duration",
+    _KNATIVE + "scale-to-zero-pod-retention-period",
+    _KNATIVE + "scaleToZeroPodRetentionPeriod",
+)
+_ENVIRONMENT_NAME = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]{0,255}")
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionDraft:
+    """A valid spec: a FunctionRecord less what must be looked up (checkpoint, code)."""
+
+    name: str
+    namespace: str
+    image: str
+    task: Task
+    model_uri: str | None
+    engine: str
+    dtype: str
+    max_context: int | None
+    scaling: Scaling
+    environment: Mapping[str, str]
+    env_process: str
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+    secrets: tuple[str, ...]
+    constraints: tuple[str, ...]
+    limits: Mapping[str, str] | None
+    requests: Mapping[str, str] | None
+    read_only_root_filesystem: bool
+
+
+def parse_deployment(
+    body: Mapping[str, Any], default_namespace: str = DEFAULT_NAMESPACE
+) -> FunctionDraft:
+    """The draft in a FunctionDeployment object; BadRequest or BadSpec, naming key and value."""
+    labels = texts_field(body, "labels") or {}
+    annotations = texts_field(body, "annotations") or {}
+    _check_keys(labels, annotations)
+    model_uri = _model_uri(annotations)
+    environment = texts_field(body, "envVars") or {}
+    for name in environment:
+        if not _ENVIRONMENT_NAME.fullmatch(name):
+            refuse("envVars", "names of letters, digits, '_', '-' and '.'", name)
+    read_only = body.get("readOnlyRootFilesystem") or False
+    if not isinstance(read_only, bool):
+        refuse("readOnlyRootFilesystem", "true or false", read_only)
+    image = text_field(body, "image")
+    if not image:
+        refuse("image", "the name of an image", body.get("image"))
+    return FunctionDraft(
+        name=valid_function_name(body.get("service")),
+        namespace=valid_namespace(body.get("namespace") or default_namespace),
+        image=image,
+        task=_task(annotations, model_uri),
+        model_uri=model_uri,
+        engine=_choice(annotations, "engine", ENGINES, "transformers"),
+        dtype=_choice(annotations, "dtype", DTYPES, "auto"),
+        max_context=_max_context(annotations),
+        scaling=_scaling(labels, annotations, model_uri is not None),
+        environment=environment,
+        env_process=text_field(body, "envProcess"),
+        labels=labels,
+        annotations=annotations,
+        secrets=tuple(valid_secret_name(name) for name in list_field(body, "secrets")),
+        constraints=list_field(body, "constraints"),
+        limits=texts_field(body, "limits"),
+        requests=texts_field(body, "requests"),
+        read_only_root_filesystem=read_only,
+    )
+
+
+def record_from_draft(
+    draft: FunctionDraft,
+    checkpoint: CheckpointRef | None,
+    code_digest: str | None,
+    created_at: float,
+    generation: int,
+) -> FunctionRecord:
+    """The record of `draft` with what was looked up for it; BadSpec if something is missing."""
+    if draft.model_uri is not None and checkpoint is None:
+        raise BadSpec(f"Expected a resolved checkpoint for {draft.model_uri}, found none.")
+    if draft.model_uri is None and code_digest is None:
+        raise BadSpec(
+            f"Expected code for the image {draft.image!r}, found none: "
+            f"{draft.name} has no stoker/model, so it needs a handler.",
+            "Push the handler first (`faas-cli up --remote-builder`), or set stoker/model.",
+        )
+    record = FunctionRecord(
+        name=draft.name,
+        namespace=draft.namespace,
+        image=draft.image,
+        task=draft.task,
+        checkpoint=checkpoint,
+        code_digest=code_digest,
+        engine=draft.engine,
+        dtype=draft.dtype,
+        max_context=draft.max_context,
+        scaling=draft.scaling,
+        environment=draft.environment,
+        env_process=draft.env_process,
+        labels=draft.labels,
+        annotations=draft.annotations,
+        secrets=draft.secrets,
+        constraints=draft.constraints,
+        limits=draft.limits,
+        requests=draft.requests,
+        read_only_root_filesystem=draft.read_only_root_filesystem,
+        created_at=created_at,
+        generation=generation,
+    )
+    record_bytes = len(encode(record))
+    if record_bytes > RECORD_BYTES_MAXIMUM:
+        raise BadSpec(
+            f"Expected a spec of at most {RECORD_BYTES_MAXIMUM} bytes, found {record_bytes}.",
+            "Move large values out of the environment, labels and annotations.",
+        )
+    return record
+
+
+def status_of(
+    record: FunctionRecord, replicas: int, available: int, invocation_count: int
+) -> dict[str, Any]:
+    """The record as an OpenFaaS FunctionStatus object."""
+    status: dict[str, Any] = {
+        "name": record.name,
+        "namespace": record.namespace,
+        "image": record.image,
+        "labels": {**record.labels, "faas_function": record.name},
+        "annotations": dict(record.annotations),
+        "replicas": replicas,
+        "availableReplicas": available,
+        "invocationCount": invocation_count,
+        "createdAt": datetime.fromtimestamp(int(record.created_at), UTC).strftime(
+            "%Y-%m-%dT%H:%M:%SZ"
+        ),
+    }
+    optional = {
+        "envProcess": record.env_process,
+        "envVars": dict(record.environment),
+        "constraints": list(record.constraints),
+        "secrets": list(record.secrets),
+        "limits": dict(record.limits or {}),
+        "requests": dict(record.requests or {}),
+        "readOnlyRootFilesystem": record.read_only_root_filesystem,
+    }
+    # Clients compare what was not supplied with nothing, not with an empty object.
+    return status | {key: value for key, value in optional.items() if value}
+
+
+def _check_keys(labels: Mapping[str, str], annotations: Mapping[str, str]) -> None:
+    for key in labels:
+        if key.startswith(PREFIX):
+            raise BadSpec(
+                f"Expected {key} among the annotations, found it among the labels.",
+                "Move it to the annotations.",
+            )
+    for key in annotations:
+        if not key.startswith(PREFIX):
+            continue
+        name = key.removeprefix(PREFIX)
+        if name in LATER_KEYS:
+            raise BadSpec(
+                f"The annotation {key} is not supported in this release of Stoker.",
+                "Remove it; nothing would act on it.",
+            )
+        if name not in SUPPORTED_KEYS:
+            nearest = difflib.get_close_matches(name, SUPPORTED_KEYS, n=1, cutoff=0.0)[0]
+            raise BadSpec(
+                f"The annotation {key} is unknown; the nearest known one is {PREFIX}{nearest}.",
+                "Known are " + ", ".join(PREFIX + known for known in SUPPORTED_KEYS) + ".",
+            )
+
+
+def _model_uri(annotations: Mapping[str, str]) -> str | None:
+    uri = annotations.get(PREFIX + "model")
+    if uri is None:
+        return None
+    rest = next((uri.removeprefix(s) for s in MODEL_SCHEMES if uri.startswith(s)), "")
+    if not rest.strip("/") or len(uri) > TEXT_CHARACTERS_MAXIMUM or not uri.isprintable():
+        refuse(PREFIX + "model", "s3://bucket/prefix or file:///path", uri)
+    return uri
+
+
+def _task(annotations: Mapping[str, str], model_uri: str | None) -> Task:
+    task = annotations.get(PREFIX + "task", "chat" if model_uri else "custom")
+    if task not in get_args(Task):
+        refuse(PREFIX + "task", " or ".join(get_args(Task)), task)
+    if task != "custom" and model_uri is None:
+        raise BadSpec(
+            f"Expected the annotation stoker/model for the task {task}, found none.",
+            "Set stoker/model to the checkpoint's s3:// or file:// URI.",
+        )
+    if task == "custom" and model_uri is not None:
+        raise BadSpec(
+            "The task custom together with stoker/model is not supported in this release.",
+            "Choose chat, completion or embed, or remove stoker/model.",
+        )
+    known: Task = task  # type: ignore[assignment]  # checked against the Literal above
+    return known
+
+
+def _choice(
+    annotations: Mapping[str, str], name: str, choices: tuple[str, ...], default: str
+) -> str:
+    value = annotations.get(PREFIX + name, default)
+    if value not in choices:
+        refuse(PREFIX + name, " or ".join(choices), value)
+    return value
+
+
+def _max_context(annotations: Mapping[str, str]) -> int | None:
+    text = annotations.get(PREFIX + "max-context")
+    if text is None:
+        return None
+    return whole_number(PREFIX + "max-context", text, 1, CONTEXT_TOKENS_MAXIMUM, "tokens")
+
+
+def _scaling(labels: Mapping[str, str], annotations: Mapping[str, str], is_model: bool) -> Scaling:
+    stated = _Stated(labels, annotations)
+    minimum = stated.whole(_MINIMUM_KEYS, 0, INSTANCES_MAXIMUM, "instances")
+    maximum = stated.whole(_MAXIMUM_KEYS, 0, INSTANCES_MAXIMUM, "instances")
+    if maximum == 0:
+        if stated.key_of(_MAXIMUM_KEYS).startswith(_OPENFAAS):
+            refuse(_OPENFAAS + "max", "at least 1 instance", "0")
+        maximum = INSTANCES_MAXIMUM  # Knative's way of saying: no limit.
+    if minimum is not None and maximum is not None and minimum > maximum:
+        raise BadSpec(
+            f"Expected a minimum of at most the maximum, found {minimum} > {maximum} "
+            f"({stated.key_of(_MINIMUM_KEYS)} and {stated.key_of(_MAXIMUM_KEYS)}).",
+            "Lower the minimum or raise the maximum.",
+        )
+    least = _least(stated, minimum or 0)
+    default = MODEL_INSTANCES_DEFAULT if is_model else CODE_INSTANCES_DEFAULT
+    return Scaling(
+        minimum=least,
+        maximum=maximum if maximum is not None else max(default, least),
+        concurrency=_concurrency(stated),
+        idle_seconds=_idle_seconds(stated),
+    )
+
+
+def _least(stated: _Stated, minimum: int) -> int:
+    zero = stated.text((_OPENFAAS + "zero",))
+    if zero not in (None, "true", "false"):
+        refuse(_OPENFAAS + "zero", "true or false", zero)
+    if zero == "false":
+        return max(1, minimum)
+    if zero == "true" and minimum > 1:
+        raise BadSpec(
+            f"A minimum of {minimum} together with {_OPENFAAS}zero: true is not supported: "
+            "the one keeps instances and the other lets them all go.",
+            "Remove one of the two.",
+        )
+    # OpenFaaS counts its minimum of 1 only while the function is in use.
+    return 0 if zero == "true" else minimum
+
+
+def _concurrency(stated: _Stated) -> int:
+    keys = []
+    if stated.text((_OPENFAAS + "type",)) in (None, "capacity", "inflight"):
+        keys.append(_OPENFAAS + "target")
+    if stated.text((_KNATIVE + "metric",)) in (None, "concurrency"):
+        keys.append(_KNATIVE + "target")
+    target = stated.whole(tuple(keys), 1, CONCURRENCY_MAXIMUM, "requests in flight")
+    return Scaling().concurrency if target is None else target
+
+
+def _idle_seconds(stated: _Stated) -> float:
+    text = stated.text(_IDLE_KEYS)
+    if text is None:
+        return Scaling().idle_seconds
+    seconds = duration_seconds(text)
+    if seconds is None or seconds > IDLE_SECONDS_MAXIMUM:
+        refuse(
+            stated.key_of(_IDLE_KEYS),
+            f"seconds or a duration such as 5m, at most {IDLE_SECONDS_MAXIMUM:.0f} s",
+            text,
+        )
+    return seconds
+
+
+class _Stated:
+    """The scaling keys, wherever they stand; BadSpec where two contradict each other."""
+
+    def __init__(self, labels: Mapping[str, str], annotations: Mapping[str, str]) -> None:
+        self._places = (labels, annotations)
+
+    def text(self, keys: tuple[str, ...]) -> str | None:
+        found = [(key, p[key]) for key in keys for p in self._places if key in p]
+        for key, value in found[1:]:
+            if value != found[0][1]:
+                raise BadSpec(
+                    f"Expected one value, found {found[0][0]}: {found[0][1]!r:.40} and "
+                    f"{key}: {value!r:.40}.",
+                    "Keep one of the two.",
+                )
+        return found[0][1] if found else None
+
+    def key_of(self, keys: tuple[str, ...]) -> str:
+        return next((key for key in keys if any(key in p for p in self._places)), keys[0])
+
+    def whole(self, keys: tuple[str, ...], least: int, most: int, unit: str) -> int | None:
+        text = self.text(keys)
+        return None if text is None else whole_number(self.key_of(keys), text, least, most, unit)

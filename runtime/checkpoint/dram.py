@@ -1,0 +1,179 @@
+"""The DRAM tier: which checkpoints hold which chunks of the pool.
+
+A checkpoint is pinned while somebody has it open, busy while its load or write-behind runs.
+Only what is neither may be evicted, for workers map the chunks of what they have open.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from stoker.native import Pool
+from stoker.placement.errors import StorageFull
+from stoker.runtime.checkpoint.eviction import GreedyDual
+from stoker.runtime.checkpoint.fetch import Loading
+from stoker.runtime.checkpoint.ssd import SsdEntry
+
+ALLOCATE_SECONDS_MAXIMUM = 30.0
+_log = structlog.get_logger()
+
+
+@dataclass(eq=False)
+class DramEntry:
+    """One checkpoint in the pool. Everything below `chunks` is guarded by the tier's lock."""
+
+    digest: str
+    ssd: SsdEntry
+    loading: Loading
+    chunks: list[int]
+    pins: int = 1
+    busy: bool = True
+    retired: bool = False  # no longer to be opened: failed, cancelled or evicted
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.ssd.manifest.weight_bytes
+
+
+class DramTier:
+    """`on_gone` is told of an entry whose chunks have been given back, the lock not held."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        reload_seconds: Callable[[int], float],
+        on_gone: Callable[[DramEntry], None],
+    ) -> None:
+        self._pool = pool
+        self._reload_seconds = reload_seconds
+        self._on_gone = on_gone
+        self._changed = threading.Condition()
+        self._entries: dict[str, DramEntry] = {}
+        self._order = GreedyDual()
+
+    def pin(self, digest: str) -> DramEntry | None:
+        """The entry, one pin richer; None when it must be loaded."""
+        with self._changed:
+            entry = self._entries.get(digest)
+            if entry is None or entry.retired:
+                return None
+            entry.pins += 1
+            self._touch(entry)
+            return entry
+
+    def add(self, entry: DramEntry) -> None:
+        with self._changed:
+            self._entries[entry.digest] = entry
+            self._touch(entry)
+
+    def unpin(self, entry: DramEntry, *, cancel: bool = False) -> None:
+        """With `cancel`, a load that nobody else waits for is stopped."""
+        with self._changed:
+            entry.pins -= 1
+            stop = cancel and not entry.pins and not entry.loading.complete
+            if stop:
+                self._retire(entry)
+            gone = self._settle(entry)
+        if stop:
+            entry.loading.cancel()
+        self._tell(gone)
+
+    def loaded(self, entry: DramEntry) -> None:
+        """The load is over, well or not; its write-behind may still run."""
+        with self._changed:
+            if not entry.loading.complete:
+                self._retire(entry)
+
+    def idle(self, entry: DramEntry) -> None:
+        """Nothing of ours touches the entry's chunks any more."""
+        with self._changed:
+            entry.busy = False
+            gone = self._settle(entry)
+            self._changed.notify_all()
+        self._tell(gone)
+
+    def allocate(self, count: int) -> list[int]:
+        """`count` chunks, evicting for them, waiting briefly for write-behinds; StorageFull."""
+        deadline = time.monotonic() + ALLOCATE_SECONDS_MAXIMUM
+        gone: list[DramEntry] = []
+        try:
+            with self._changed:
+                while True:
+                    gone += self._make_room(count)
+                    if self._pool.free_count >= count:
+                        return self._pool.allocate(count)
+                    remaining = deadline - time.monotonic()
+                    if not self._can_ever_fit(count) or remaining <= 0:
+                        raise self._full(count)
+                    self._changed.wait(remaining)
+        finally:
+            self._tell(gone)
+
+    def entries(self) -> list[DramEntry]:
+        with self._changed:
+            return list(self._entries.values())
+
+    def _make_room(self, count: int) -> list[DramEntry]:
+        gone: list[DramEntry] = []
+        if not self._can_ever_fit(count):
+            return gone  # evicting would help nobody
+        while self._pool.free_count < count:
+            digest = self._order.victim(
+                entry.digest
+                for entry in self._entries.values()
+                if not entry.pins and not entry.busy
+            )
+            if digest is None:
+                break
+            entry = self._entries[digest]
+            _log.info("dram_checkpoint_evicted", digest=digest, dram_bytes=entry.weight_bytes)
+            self._retire(entry)
+            gone += self._settle(entry)
+        return gone
+
+    def _can_ever_fit(self, count: int) -> bool:
+        """Whether what nobody has open would be enough room, if it were idle."""
+        loose = sum(len(entry.chunks) for entry in self._entries.values() if not entry.pins)
+        return self._pool.free_count + loose >= count
+
+    def _retire(self, entry: DramEntry) -> None:
+        entry.retired = True
+        if self._entries.get(entry.digest) is entry:
+            del self._entries[entry.digest]
+            self._order.forget(entry.digest)
+
+    def _settle(self, entry: DramEntry) -> list[DramEntry]:
+        """Give the chunks of a retired entry back once nobody touches them."""
+        if not entry.retired or entry.pins or entry.busy or not entry.chunks:
+            return []
+        self._pool.release(entry.chunks)
+        entry.chunks = []
+        self._changed.notify_all()
+        return [entry]
+
+    def _tell(self, gone: list[DramEntry]) -> None:
+        for entry in gone:
+            self._on_gone(entry)
+
+    def _touch(self, entry: DramEntry) -> None:
+        size = entry.weight_bytes
+        self._order.touch(entry.digest, self._reload_seconds(size), size)
+
+    def _full(self, count: int) -> StorageFull:
+        chunk_bytes = self._pool.capacity_bytes // max(self._pool.chunk_count, 1)
+        free = self._pool.free_count
+        pinned = sum(len(entry.chunks) for entry in self._entries.values() if entry.pins)
+        return StorageFull(
+            f"Expected room for {count * chunk_bytes} bytes of weights in the node's memory, "
+            f"found {free * chunk_bytes} free and {pinned * chunk_bytes} in use of "
+            f"{self._pool.capacity_bytes}.",
+            "Raise STOKER_DRAM_BYTES, or wait until another model's instances are idle.",
+            asked_bytes=count * chunk_bytes,
+            free_bytes=free * chunk_bytes,
+            pinned_bytes=pinned * chunk_bytes,
+        )

@@ -1,0 +1,255 @@
+"""One load: a checkpoint's chunks from its source and the SSD into the pool.
+
+source --ranged reads--> pool chunk --digest--> watermark
+                                    +---------> SSD, behind the load
+SSD or local folder --native reads-> pool chunk --digest--> watermark
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+import orjson
+import structlog
+
+from stoker.native import Cancelled, ChunkError, Load, Pool, Progress, ReadRequest, digest
+from stoker.placement.errors import ChunkCorrupt, SourceUnavailable, StokerError
+from stoker.runtime.checkpoint.bandwidth import Bandwidth
+from stoker.runtime.checkpoint.manifest import ChunkEntry
+from stoker.runtime.checkpoint.source import Source
+from stoker.runtime.checkpoint.ssd import SsdEntry, SsdTier
+
+READ_THREADS = 4
+FAILURE_BYTES_MAXIMUM = 2000
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class LoadContext:
+    """What every load of one node shares."""
+
+    pool: Pool
+    ssd: SsdTier
+    fetchers: ThreadPoolExecutor
+    writers: ThreadPoolExecutor
+    remote_bandwidth: Bandwidth
+    ssd_bandwidth: Bandwidth
+
+
+class Loading:
+    """`run` loads everything and returns when nothing touches the pool chunks any more."""
+
+    def __init__(
+        self, context: LoadContext, entry: SsdEntry, source: Source, pool_chunks: Sequence[int]
+    ) -> None:
+        self._context = context
+        self._entry = entry
+        self._source = source
+        self._chunks = entry.manifest.chunks
+        self._pool_chunks = list(pool_chunks)
+        self._digests = [chunk.digest or entry.digests.get(chunk.ordinal) for chunk in self._chunks]
+        self.progress = Progress(len(self._chunks), entry.manifest.byte_count)
+        self._load = Load(
+            context.pool,
+            self._pool_chunks,
+            [chunk.bytes for chunk in self._chunks],
+            [bytes.fromhex(known) if known else None for known in self._digests],
+            self.progress,
+        )
+        self._cancelled = threading.Event()
+        self._writing = source.local_dir is None
+        self._writes: list[Future[None]] = []
+        self._meter = _Meter()
+
+    @property
+    def complete(self) -> bool:
+        return self.progress.state == "complete"
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+        self._load.cancel()
+
+    def load(self) -> None:
+        """Load every chunk; how it ended is in `progress`. Raises nothing."""
+        try:
+            self._load_chunks()
+        except Cancelled:
+            self.progress.cancel()
+        except StokerError as error:
+            _log.warning("checkpoint_load_failed", uri=self._source.uri, cause=error.cause)
+            self.progress.fail(encode_failure(error))
+        except Exception as error:  # noqa: BLE001 (those who wait must hear of it)
+            _log.exception("checkpoint_load_failed_unexpectedly", uri=self._source.uri)
+            self.progress.fail(encode_failure(StokerError(f"The load ended with {error!r:.300}.")))
+        else:
+            self.progress.complete()
+
+    def finish(self) -> None:
+        """Wait for the write-behind, then learn what a local folder's chunks digest to."""
+        wait(self._writes)
+        if self.complete and self._source.local_dir is not None:
+            for chunk in self._chunks:
+                if self._digests[chunk.ordinal] is None:
+                    view = self._context.pool.chunk(self._pool_chunks[chunk.ordinal])
+                    found = digest(view[: chunk.bytes]).hex()
+                    self._context.ssd.learn(self._entry, chunk.ordinal, found)
+
+    def _load_chunks(self) -> None:
+        local, remote = self._split()
+        fetches = [self._context.fetchers.submit(self._fetch, chunk) for chunk in remote]
+        try:
+            if local:
+                spoilt = self._read_local(local)
+                fetches += [self._context.fetchers.submit(self._fetch, chunk) for chunk in spoilt]
+            wait(fetches, return_when=FIRST_EXCEPTION)
+            for fetch in fetches:
+                if fetch.done():
+                    fetch.result()
+        finally:
+            # After a failure: nothing may still write into the chunks when this returns.
+            for fetch in fetches:
+                fetch.cancel()
+            wait(fetches)
+        self._context.remote_bandwidth.record(self._meter.bytes, self._meter.seconds)
+
+    def _split(self) -> tuple[list[ChunkEntry], list[ChunkEntry]]:
+        """The chunks that lie on this machine, and those that must be fetched."""
+        if self._source.local_dir is not None:
+            for weight in self._entry.manifest.weights:
+                self._source.read(weight.name, 0, memoryview(bytearray()), weight.version)
+            return list(self._chunks), []
+        cached = self._entry.cached
+        return (
+            [chunk for chunk in self._chunks if chunk.ordinal in cached],
+            [chunk for chunk in self._chunks if chunk.ordinal not in cached],
+        )
+
+    def _read_local(self, local: list[ChunkEntry]) -> list[ChunkEntry]:
+        """Read from disk; the cached chunks that did not verify, to be fetched once more."""
+        started = time.monotonic()
+        pending = {chunk.ordinal: chunk for chunk in local}
+        spoilt = []
+        while pending:
+            requests = [self._request(chunk) for chunk in pending.values()]
+            try:
+                self._load.read(requests, READ_THREADS)
+                break
+            except ChunkError as error:
+                if self._source.local_dir is not None:
+                    raise self._corrupt(error, self._chunks[error.ordinal]) from error
+                _log.warning("ssd_chunk_corrupt", path=error.path, ordinal=error.ordinal)
+                self._context.ssd.quarantine(self._entry, error.ordinal)
+                spoilt.append(pending.pop(error.ordinal))
+            except OSError as error:
+                raise SourceUnavailable(
+                    f"Expected to read {error.filename}, found: {error.strerror}.",
+                    "Check the disk that holds the checkpoint.",
+                ) from error
+            pending = {n: c for n, c in pending.items() if not self._load.is_committed(n)}
+        seconds = time.monotonic() - started
+        self.progress.load_seconds = seconds
+        read_bytes = sum(chunk.bytes for chunk in local) - sum(chunk.bytes for chunk in spoilt)
+        self._context.ssd_bandwidth.record(read_bytes, seconds)
+        return spoilt
+
+    def _request(self, chunk: ChunkEntry) -> ReadRequest:
+        folder = self._source.local_dir
+        if folder is None:
+            return ReadRequest(str(self._entry.chunk_path(chunk.ordinal)), 0, chunk.ordinal)
+        path = folder / self._entry.manifest.weights[chunk.file].name
+        return ReadRequest(str(path), chunk.file_offset, chunk.ordinal)
+
+    def _fetch(self, chunk: ChunkEntry) -> None:
+        if self._cancelled.is_set():
+            raise Cancelled("The load was cancelled.")
+        weight = self._entry.manifest.weights[chunk.file]
+        self._meter.begin()
+        # A packed checkpoint's chunks are pinned by their digests, an unpacked one's by version.
+        self._source.read(
+            weight.name, chunk.file_offset, self._load.fill(chunk.ordinal), weight.version
+        )
+        # Before the commit: who waits for the watermark reads the time next.
+        self.progress.fetch_seconds = self._meter.add(chunk.bytes)
+        try:
+            found = self._load.commit(chunk.ordinal)
+        except ChunkError as error:
+            raise self._corrupt(error, chunk) from error
+        if self._digests[chunk.ordinal] is None:
+            self._context.ssd.learn(self._entry, chunk.ordinal, found.hex())
+        self._writes.append(self._context.writers.submit(self._write_behind, chunk))
+
+    def _write_behind(self, chunk: ChunkEntry) -> None:
+        if not self._writing or self._cancelled.is_set():
+            return
+        if not self._context.ssd.reserve_chunk(chunk.bytes):
+            self._stop_writing("no room that is not in use")
+            return
+        written = False
+        try:
+            self._load.write(chunk.ordinal, str(self._entry.chunk_path(chunk.ordinal)))
+            written = True
+        except Cancelled:
+            pass
+        except OSError as error:
+            self._stop_writing(str(error.strerror))
+        finally:
+            self._context.ssd.chunk_written(self._entry, chunk.ordinal, chunk.bytes, written)
+
+    def _stop_writing(self, found: str) -> None:
+        if self._writing:
+            self._writing = False
+            _log.warning("ssd_copy_given_up", uri=self._source.uri, found=found)
+
+    def _corrupt(self, error: ChunkError, chunk: ChunkEntry) -> ChunkCorrupt:
+        name = self._entry.manifest.weights[chunk.file].name
+        return ChunkCorrupt(
+            f"Expected digest {error.expected} of {chunk.bytes} bytes at offset "
+            f"{chunk.file_offset} of {name} at {self._source.uri}, found {error.found}.",
+            "Push or pack the checkpoint again; if it recurs, check the storage behind it.",
+            file=name,
+            offset=chunk.file_offset,
+            expected=error.expected,
+            found=error.found,
+        )
+
+
+def encode_failure(error: StokerError) -> str:
+    """The error's wire form as JSON, short enough for a Progress page."""
+    text = orjson.dumps(error.to_wire(), default=str)
+    if len(text) > FAILURE_BYTES_MAXIMUM:
+        short = type(error)(error.cause[:600], error.remedy[:200])
+        text = orjson.dumps(short.to_wire())
+    return text.decode()
+
+
+def decode_failure(text: str) -> StokerError:
+    """The error that `encode_failure` wrote."""
+    try:
+        wire = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        wire = {"cause": text or "The load failed without a cause."}
+    return StokerError.from_wire(wire)
+
+
+class _Meter:
+    """Bytes fetched, and the wall time from the first range's start to the last one's end."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._started = 0.0
+        self.bytes = 0
+        self.seconds = 0.0
+
+    def begin(self) -> None:
+        with self._lock:
+            self._started = self._started or time.monotonic()
+
+    def add(self, byte_count: int) -> float:
+        with self._lock:
+            self.bytes += byte_count
+            self.seconds = time.monotonic() - self._started
+            return self.seconds

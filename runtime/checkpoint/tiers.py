@@ -1,0 +1,245 @@
+"""The checkpoints of one node: remote or local source, SSD, DRAM."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from stoker.native import Pool
+from stoker.placement.errors import CheckpointChanged, ChunkCorrupt, DeadlineExceeded
+from stoker.placement.records import CheckpointRef
+from stoker.runtime.checkpoint.bandwidth import Bandwidth
+from stoker.runtime.checkpoint.dram import DramEntry, DramTier
+from stoker.runtime.checkpoint.fetch import LoadContext, Loading
+from stoker.runtime.checkpoint.manifest import FileEntry, Manifest
+from stoker.runtime.checkpoint.residency import Residency
+from stoker.runtime.checkpoint.resolve import resolve
+from stoker.runtime.checkpoint.settings import CheckpointSettings
+from stoker.runtime.checkpoint.source import OpenSource, Source, open_source
+from stoker.runtime.checkpoint.ssd import SsdEntry, SsdTier
+
+FETCH_THREADS = 8
+SMALL_FILE_THREADS = 4
+OPEN_SECONDS_MAXIMUM = 300.0
+RESOLVED_MAXIMUM = 64
+ASSUMED_REMOTE_BYTES_PER_SECOND = 1e9  # until the first load has been measured
+ASSUMED_SSD_BYTES_PER_SECOND = 2e9
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """How many weight bytes of one checkpoint are in memory, and how many on this disk."""
+
+    digest: str
+    dram_bytes: int
+    ssd_bytes: int
+
+
+class CheckpointCache:
+    """Loads checkpoints into `pool` and keeps what is likely to be needed again.
+
+    Every method may be called from any thread; `resolve` and `open` block. `on_change` is called
+    from a loader's thread, no lock held, when `residents` may have changed.
+    """
+
+    def __init__(
+        self,
+        ssd_dir: Path,
+        ssd_bytes: int,
+        pool: Pool,
+        settings: CheckpointSettings,
+        *,
+        on_change: Callable[[], None] = lambda: None,
+        source_opener: OpenSource | None = None,
+    ) -> None:
+        self._open_source = source_opener or functools.partial(open_source, settings=settings)
+        self._on_change = on_change
+        self._remote, self._local = Bandwidth(), Bandwidth()
+        self._ssd = SsdTier(ssd_dir, ssd_bytes, self._fetch_seconds)
+        self._dram = DramTier(pool, self._load_seconds, self._gone)
+        self._context = LoadContext(
+            pool=pool,
+            ssd=self._ssd,
+            fetchers=ThreadPoolExecutor(FETCH_THREADS, "fetch"),
+            writers=ThreadPoolExecutor(1, "write-behind"),
+            remote_bandwidth=self._remote,
+            ssd_bandwidth=self._local,
+        )
+        # Apart from the fetchers, where they would queue behind the weights of other loads.
+        self._small_files = ThreadPoolExecutor(SMALL_FILE_THREADS, "small-files")
+        self._lock = threading.Lock()
+        self._openings: dict[str, Future[None]] = {}
+        self._resolved: OrderedDict[str, Manifest] = OrderedDict()
+        self._loaders: set[threading.Thread] = set()
+
+    def resolve(self, uri: str) -> CheckpointRef:
+        """Pin the checkpoint that is now at `uri`.
+
+        Raises BadSpec, CheckpointMissing, CheckpointForbidden, PickleRefused, HeaderInvalid,
+        CheckpointError or SourceUnavailable.
+        """
+        manifest = resolve(self._open_source(uri))
+        with self._lock:
+            self._resolved[manifest.digest] = manifest
+            while len(self._resolved) > RESOLVED_MAXIMUM:
+                self._resolved.popitem(last=False)
+        return CheckpointRef(uri, manifest.digest, manifest.weight_bytes, manifest.packed)
+
+    def open(self, ref: CheckpointRef) -> Residency:
+        """Hold the checkpoint; the load runs on behind the return. Opens of one digest coalesce.
+
+        Raises what `resolve` raises, CheckpointChanged when `ref` is no longer what lies there,
+        and StorageFull when neither memory nor disk can be made free.
+        """
+        entry = self._dram.pin(ref.digest)
+        while entry is None:
+            with self._lock:
+                opening = self._openings.get(ref.digest)
+                mine = opening is None
+                if opening is None:
+                    opening = self._openings[ref.digest] = Future()
+            entry = self._lead(ref, opening) if mine else self._follow(ref, opening)
+        return Residency(entry, functools.partial(self._unpin, entry))
+
+    def residents(self) -> list[Resident]:
+        """Every checkpoint of which this node holds weights."""
+        on_disk = self._ssd.weight_bytes()
+        in_memory = {entry.digest: _bytes_in_memory(entry) for entry in self._dram.entries()}
+        return [
+            Resident(digest, in_memory.get(digest, 0), on_disk.get(digest, 0))
+            for digest in sorted({*on_disk, *in_memory})
+            if in_memory.get(digest) or on_disk.get(digest)
+        ]
+
+    def bandwidths(self) -> tuple[float, float]:
+        """Measured bytes per second (remote, SSD); 0 for what has not been measured."""
+        return self._remote.bytes_per_second, self._local.bytes_per_second
+
+    def close(self) -> None:
+        """Stop every load and wait for its threads."""
+        for entry in self._dram.entries():
+            if not entry.loading.complete:
+                entry.loading.cancel()
+        with self._lock:
+            loaders = list(self._loaders)
+        for thread in loaders:
+            thread.join(OPEN_SECONDS_MAXIMUM)
+        for executor in (self._context.fetchers, self._context.writers, self._small_files):
+            executor.shutdown(cancel_futures=True)
+
+    def _lead(self, ref: CheckpointRef, opening: Future[None]) -> DramEntry:
+        """Open for all who ask meanwhile."""
+        try:
+            # It may have come in between the look at the pool and the look at the openings.
+            entry = self._dram.pin(ref.digest) or self._start(ref)
+        except BaseException as error:
+            opening.set_exception(error)
+            raise
+        else:
+            opening.set_result(None)
+            return entry
+        finally:
+            with self._lock:
+                del self._openings[ref.digest]
+
+    def _follow(self, ref: CheckpointRef, opening: Future[None]) -> DramEntry | None:
+        try:
+            opening.result(OPEN_SECONDS_MAXIMUM)
+        except FutureTimeoutError as error:
+            raise DeadlineExceeded(
+                f"Expected {ref.uri} to open within {OPEN_SECONDS_MAXIMUM:.0f} s.",
+                "Try again, and check the source's speed.",
+            ) from error
+        return self._dram.pin(ref.digest)
+
+    def _start(self, ref: CheckpointRef) -> DramEntry:
+        source = self._open_source(ref.uri)
+        ssd_entry = self._ssd.hold(ref.digest) or self._admit(ref, source)
+        try:
+            chunks = self._dram.allocate(len(ssd_entry.manifest.chunks))
+            loading = Loading(self._context, ssd_entry, source, chunks)
+        except BaseException:
+            self._ssd.release(ssd_entry)
+            raise
+        self._ssd.begin_reading(ssd_entry)
+        entry = DramEntry(ref.digest, ssd_entry, loading, chunks)
+        self._dram.add(entry)
+        thread = threading.Thread(
+            target=self._run, args=(entry,), name=f"load-{ref.digest[:8]}", daemon=True
+        )
+        with self._lock:
+            self._loaders.add(thread)
+        thread.start()
+        return entry
+
+    def _run(self, entry: DramEntry) -> None:
+        try:
+            entry.loading.load()
+            self._dram.loaded(entry)
+            self._on_change()
+            entry.loading.finish()
+        finally:
+            self._ssd.end_reading(entry.ssd)
+            self._dram.idle(entry)
+            with self._lock:
+                self._loaders.discard(threading.current_thread())
+        self._on_change()
+
+    def _admit(self, ref: CheckpointRef, source: Source) -> SsdEntry:
+        with self._lock:
+            manifest = self._resolved.get(ref.digest)
+        manifest = manifest or resolve(source)
+        if manifest.digest != ref.digest:
+            raise CheckpointChanged(
+                f"Expected checkpoint {ref.digest} at {ref.uri}, found {manifest.digest}.",
+                "Deploy the function again to pin the model as it is now.",
+            )
+        payloads = self._small_files.map(functools.partial(_read_file, source), manifest.files)
+        files = {
+            entry.name: payload for entry, payload in zip(manifest.files, payloads, strict=True)
+        }
+        return self._ssd.admit(manifest, files, source.local_dir)
+
+    def _unpin(self, entry: DramEntry, cancel: bool) -> None:
+        self._dram.unpin(entry, cancel=cancel)
+
+    def _gone(self, entry: DramEntry) -> None:
+        self._ssd.release(entry.ssd)
+        self._on_change()
+
+    def _fetch_seconds(self, byte_count: int) -> float:
+        return byte_count / (self._remote.bytes_per_second or ASSUMED_REMOTE_BYTES_PER_SECOND)
+
+    def _load_seconds(self, byte_count: int) -> float:
+        return byte_count / (self._local.bytes_per_second or ASSUMED_SSD_BYTES_PER_SECOND)
+
+
+def _bytes_in_memory(entry: DramEntry) -> int:
+    if entry.loading.complete:
+        return entry.weight_bytes
+    return min(entry.loading.progress.watermark_bytes, entry.weight_bytes)
+
+
+def _read_file(source: Source, entry: FileEntry) -> bytes:
+    payload = source.read_small(entry.name, entry.bytes, entry.version)
+    found = hashlib.sha256(payload).hexdigest()
+    if entry.sha256 is not None and found != entry.sha256:
+        raise ChunkCorrupt(
+            f"Expected SHA-256 {entry.sha256} of {entry.name} at {source.uri}, found {found}.",
+            "Push or pack the checkpoint again.",
+            file=entry.name,
+            offset=0,
+            expected=entry.sha256,
+            found=found,
+        )
+    return payload

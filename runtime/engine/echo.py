@@ -1,0 +1,66 @@
+"""An engine without a model: it answers with the prompt's own tokens, over and over.
+
+Fast and predictable, it stands in for a real engine where only the plumbing matters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from stoker.runtime.engine.context import tokens_left
+from stoker.runtime.engine.protocol import FinishReason, SamplingParams
+
+
+class EchoEngine:
+    """Repeats the prompt until `max_tokens`, or until an `end_token` of the prompt comes up."""
+
+    def __init__(
+        self, context_tokens: int = 512, end_token: int = -1, seconds_per_token: float = 0.0
+    ) -> None:
+        self.context_tokens = context_tokens
+        self.active = 0
+        self._end_token = end_token
+        self._seconds_per_token = seconds_per_token
+
+    def submit(self, tokens: Sequence[int], params: SamplingParams) -> EchoStream:
+        limit = min(params.max_tokens, tokens_left(len(tokens), self.context_tokens))
+        self.active += 1
+        return EchoStream(self, list(tokens), limit, self._end_token, self._seconds_per_token)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class EchoStream:
+    def __init__(
+        self, engine: EchoEngine, tokens: list[int], limit: int, end: int, seconds: float
+    ) -> None:
+        self.finish_reason: FinishReason | None = None
+        self._engine = engine
+        self._tokens = tokens
+        self._limit = limit
+        self._end = end
+        self._seconds = seconds
+        self._position = 0
+        self._open = True
+
+    def __aiter__(self) -> AsyncIterator[int]:
+        return self
+
+    async def __anext__(self) -> int:
+        await asyncio.sleep(self._seconds)
+        if not self._open:
+            raise StopAsyncIteration
+        token = self._tokens[self._position % len(self._tokens)]
+        if token == self._end or self._position == self._limit:
+            self.finish_reason = "stop" if token == self._end else "length"
+            self.cancel()
+            raise StopAsyncIteration
+        self._position += 1
+        return token
+
+    def cancel(self) -> None:
+        if self._open:
+            self._open = False
+            self._engine.active -= 1

@@ -1,0 +1,217 @@
+"""Continuous batching by transformers behind our Engine interface.
+
+transformers runs one background thread: it takes requests between two forward passes, so they
+join and leave mid-flight. Sampling is our own logits processor (see sampling.py), which makes
+every choice an argmax to it. Its interface changes with every minor release; nothing outside
+this module and sampling.py knows it.
+
+The sizes are always explicit. Left alone it would size its cache from the machine's memory and
+touch all of it: 13.8 GB for a model of 135 M parameters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import mmap
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from transformers import GenerationConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers.generation.continuous_batching.cb_logits_processors import (
+    ContinuousBatchingLogitsProcessorList,
+)
+from transformers.generation.logits_process import LogitsProcessorList
+from transformers.modeling_utils import PreTrainedModel
+
+from stoker.placement.errors import InstanceLost, StartFailed
+from stoker.runtime.engine.context import tokens_left
+from stoker.runtime.engine.protocol import FinishReason, SamplingParams
+from stoker.runtime.engine.sampling import SamplingProcessor
+
+PAGE_TOKENS = 64
+BATCH_TOKENS_MAXIMUM = 512
+"""Prompt tokens in one forward pass; a longer prompt is split, and others decode in between."""
+CACHE_TOKENS_MAXIMUM = 16_384
+"""Tokens cached for all requests together, unless one alone may be longer. When they do not fit
+at once, the engine sets some aside and computes them again."""
+
+
+class TransformersEngine:
+    """Generates with `model` (on its device, in its dtype) for up to `concurrency` at a time.
+
+    `on_lost` is called on the event loop if the engine's thread dies: it then serves no more.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        end_tokens: Sequence[int],
+        context_tokens: int,
+        concurrency: int,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.context_tokens = context_tokens
+        self._end_tokens = list(end_tokens)
+        self._on_lost = on_lost
+        self._names = itertools.count()
+        cached = max(context_tokens, min(CACHE_TOKENS_MAXIMUM, concurrency * context_tokens))
+        try:
+            self._manager = model.init_continuous_batching(
+                generation_config=GenerationConfig(do_sample=False, eos_token_id=-1),
+                continuous_batching_config=ContinuousBatchingConfig(
+                    page_size=PAGE_TOKENS,
+                    num_blocks=-(-cached // PAGE_TOKENS) + 1,
+                    max_batch_tokens=BATCH_TOKENS_MAXIMUM,
+                    max_requests_per_batch=concurrency,
+                    max_blocks_per_request=0,
+                    use_async_batching=False,
+                ),
+            )
+            processors = ContinuousBatchingLogitsProcessorList(
+                LogitsProcessorList([SamplingProcessor()])
+            )
+            processors.tensors_required = 1
+            self._manager.logit_processor = processors
+            with _LazyHugePages():
+                # Nothing to warm up without compilation: it only allocates the cache, here.
+                self._manager.warmup()
+            self._manager.start()
+        except (ValueError, MemoryError, RuntimeError) as error:
+            raise StartFailed(
+                f"Expected a model and sizes that continuous batching supports, found: {error}.",
+                "Deploy another model, or one with a smaller stoker/max-context.",
+            ) from error
+
+    def submit(self, tokens: Sequence[int], params: SamplingParams) -> TransformersStream:
+        limit = min(params.max_tokens, tokens_left(len(tokens), self.context_tokens))
+        stream = TransformersStream(self, f"r{next(self._names)}", self._end_tokens)
+        self._manager.register_result_handler(stream.request_id, stream.deliver)
+        accepted = self._manager.add_request(
+            list(tokens),
+            request_id=stream.request_id,
+            max_new_tokens=limit,
+            streaming=True,
+            eos_token_id=self._end_tokens or -1,
+            sampling=params,
+        )
+        if accepted is None:
+            self._forget(stream.request_id)
+            raise _lost("its thread has ended")
+        return stream
+
+    def close(self) -> None:
+        """Ends the engine's thread; requests in flight fail."""
+        self._manager.stop(block=True, timeout=5.0, hard_stop=True)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of cache that requests in flight hold now."""
+        cache = self._manager.batch_processor.cache
+        return round((1 - cache.compute_free_capacity()) * cache.num_blocks * PAGE_TOKENS)
+
+    def cancel(self, request_id: str) -> None:
+        self._manager.cancel_request(request_id)
+        self._forget(request_id)
+
+    def failed(self) -> None:
+        """Tells the owner when it was the engine that failed, not one request of it."""
+        if self._manager.background_thread_status.can_accept_new_requests() is not None:
+            self._on_lost()
+
+    def _forget(self, request_id: str) -> None:
+        self._manager.output_router.result_handlers.pop(request_id, None)
+
+
+class TransformersStream:
+    """Tokens of one request, handed over from the engine's thread to the event loop."""
+
+    def __init__(
+        self, engine: TransformersEngine, request_id: str, end_tokens: Sequence[int]
+    ) -> None:
+        self.finish_reason: FinishReason | None = None
+        self.request_id = request_id
+        self._engine = engine
+        self._end_tokens = end_tokens
+        # Bounded by the request's own max_tokens.
+        self._tokens: asyncio.Queue[int | InstanceLost | None] = asyncio.Queue()
+        self._delivered = 0
+        self._open = True
+
+    def deliver(self, output: Any) -> None:
+        """One result of the engine: all tokens so far, on the event loop."""
+        fresh = output.generated_tokens[self._delivered :]
+        self._delivered += len(fresh)
+        for token in fresh:
+            if token not in self._end_tokens:
+                self._tokens.put_nowait(token)
+        if not output.is_finished():
+            return
+        self._open = False
+        if output.error is not None:
+            self._tokens.put_nowait(_lost(output.error))
+            self._engine.failed()
+            return
+        ended = bool(output.generated_tokens) and output.generated_tokens[-1] in self._end_tokens
+        self.finish_reason = "stop" if ended else "length"
+        self._tokens.put_nowait(None)
+
+    def __aiter__(self) -> AsyncIterator[int]:
+        return self
+
+    async def __anext__(self) -> int:
+        item = await self._tokens.get()
+        if isinstance(item, InstanceLost):
+            raise item
+        if item is None:
+            self._tokens.put_nowait(None)
+            raise StopAsyncIteration
+        return item
+
+    def cancel(self) -> None:
+        if self._open:
+            self._open = False
+            self._engine.cancel(self.request_id)
+            self._tokens.put_nowait(None)
+
+
+class _LazyHugePages(TorchFunctionMode):  # type: ignore[misc]
+    """Large zeros and empties become mappings that take memory when first used.
+
+    torch fills a zeroed tensor at once: 16,000 tokens of cache cost a cold start 0.5 s in page
+    faults, and keep memory that few requests ever need.
+    """
+
+    _LARGE_BYTES = 4 << 20
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.zeros, torch.empty) and _on_cpu(kwargs):
+            shape = kwargs["size"] if "size" in kwargs else args[0] if len(args) == 1 else args
+            shape = (shape,) if isinstance(shape, int) else tuple(shape)
+            dtype = kwargs.get("dtype") or torch.get_default_dtype()
+            elements = 1
+            for size in shape:
+                elements *= size
+            if elements * dtype.itemsize >= self._LARGE_BYTES:
+                memory = mmap.mmap(-1, elements * dtype.itemsize)
+                memory.madvise(mmap.MADV_HUGEPAGE)
+                return torch.frombuffer(memory, dtype=dtype).view(shape)
+        return func(*args, **kwargs)
+
+
+def _on_cpu(kwargs: dict[str, Any]) -> bool:
+    return torch.device(kwargs.get("device") or "cpu").type == "cpu"
+
+
+def _lost(why: str) -> InstanceLost:
+    return InstanceLost(
+        f"Expected the engine to finish the request, found that it failed: {why}.",
+        "Send the request again; another instance serves it.",
+    )
