@@ -147,7 +147,7 @@ class Supervisor:
         spec = child.spec
         try:
             # No thread runs here and the tether only calls prctl and getppid: preexec_fn is safe.
-            with spec.log_path.open("ab") as log:
+            with open(spec.log_path, "ab", opener=_open_private) as log:
                 child.process = subprocess.Popen(
                     spec.argv,
                     env=dict(spec.environment),
@@ -187,14 +187,7 @@ class Supervisor:
             if child.process is None:
                 continue
             os.kill(child.process.pid, signal.SIGTERM)
-            deadline = time.monotonic() + self._stop_seconds
-            # A second stop signal ends the patience.
-            while (remaining := deadline - time.monotonic()) > 0 and self._stop_signals_seen < 2:
-                self._reap()
-                if child.process is None:
-                    break
-                self._wait(remaining)
-            if child.process is not None:
+            if not self._ends_in_time(child):
                 os.killpg(child.process.pid, signal.SIGKILL)
                 self._tell(f"{child.spec.name} did not stop in time and was killed")
         deadline = time.monotonic() + KILL_SECONDS_MAXIMUM
@@ -202,6 +195,18 @@ class Supervisor:
         while self._kill_orphans() and (remaining := deadline - time.monotonic()) > 0:
             self._wait(remaining)
             self._reap()
+
+    def _ends_in_time(self, child: _Child) -> bool:
+        """Wait for the end of a child that was told to stop; a second signal ends the patience."""
+        deadline = time.monotonic() + self._stop_seconds
+        while True:
+            self._reap()
+            if child.process is None:
+                return True
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or self._stop_signals_seen >= 2:
+                return False
+            self._wait(remaining)
 
     def _reap(self) -> list[tuple[_Child, int]]:
         """Collect every dead process; the children of ours among them, with their status."""
@@ -264,6 +269,10 @@ class Supervisor:
 
 def _ignore(*_: object) -> None:
     """Do nothing: a handler must exist for the signal to reach the wakeup descriptor."""
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _next_zombie() -> int | None:

@@ -76,7 +76,12 @@ class _Tree:
             delivery()
             return
         done = threading.Event()
-        self.deliveries.append(lambda: (delivery(), done.set())[1])
+
+        def deliver_and_say_so() -> None:
+            delivery()
+            done.set()
+
+        self.deliveries.append(deliver_and_say_so)
         self.deliver()
         if not done.wait(CALL_SECONDS_MAX):
             raise CoordinationLost("A callback of the store did not return.", "Return quickly.")

@@ -68,7 +68,7 @@ def plan(
     """
     draft = _Draft(snapshot, demand, now, epoch, first_number, resting)
     draft.sweep()
-    missing = {key: draft.settle(function) for key, function in snapshot.functions.items()}
+    missing = {key: draft.settle(snapshot.functions[key]) for key in sorted(snapshot.functions)}
     order = sorted(
         (key for key, count in missing.items() if count > 0),
         # Who has requests waiting and nothing to serve them comes first.

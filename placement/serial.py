@@ -73,6 +73,12 @@ class SerialThread:
             return function()
         return ask(self.submit, function, timeout_seconds, self._thread.name)
 
+    def finish(self) -> None:
+        """End after what was submitted and is due; wait for it, if this is another thread."""
+        self.submit(self.close)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(CLOSE_SECONDS_MAX)
+
     def close(self) -> None:
         """Drop what is left and, if this is another thread, wait for what runs now."""
         with self._changed:

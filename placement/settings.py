@@ -77,14 +77,16 @@ def _bind(text: str) -> tuple[str, int]:
 
 def bound_socket(host: str, port: int) -> socket.socket:
     """A TCP socket bound to `host:port`, not yet listening; BadRequest if it cannot be."""
+    bound = None
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM
-        )[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
     except OSError as error:
+        if bound is not None:
+            bound.close()
         raise BadRequest(
             f"Expected to bind {host}:{port} (STOKER_PLACEMENT_BIND), found: {error}.",
             "Choose an address of this machine and a free port.",

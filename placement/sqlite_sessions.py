@@ -125,22 +125,22 @@ class Sessions:
 
     def leftovers(self, known: set[str]) -> list[str]:
         """Dead sessions that left a socket but are not `known` to the store."""
-        names = [Path(name) for name in os.listdir(self._folder_fd) if name.endswith(".sock")]
-        unknown = [name.stem for name in names if name.stem not in known]
-        return [session_id for session_id in unknown if not self.is_alive(session_id)]
+        names = [entry.name for entry in os.scandir(self._folder_fd)]
+        stems = {name.removesuffix(".sock") for name in names if name.endswith(".sock")}
+        return [session_id for session_id in stems - known if not self.is_alive(session_id)]
 
     def close(self) -> None:
         _open_sessions.discard(self)
         self.forget(self.session_id)
         self._selector.close()
-        self.close_sockets()
+        with self._lock:
+            self.close_sockets()
+            self._peers.clear()
         os.close(self._folder_fd)
 
     def close_sockets(self) -> None:
-        with self._lock:
-            for end in (*self._peers, self._listener, self._wake_out, self._wake_in):
-                end.close()
-            self._peers.clear()
+        for end in (*self._peers, self._listener, self._wake_out, self._wake_in):
+            end.close()
 
     def _listen(self) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -244,8 +244,7 @@ _open_sessions: weakref.WeakSet[Sessions] = weakref.WeakSet()
 def _close_in_child() -> None:
     # A forked child must not keep its parent's connections open: nobody would see the parent die.
     for sessions in list(_open_sessions):
-        for end in (*sessions._peers, sessions._listener, sessions._wake_out, sessions._wake_in):  # noqa: SLF001 - its own module
-            end.close()
+        sessions.close_sockets()
     _open_sessions.clear()
 
 

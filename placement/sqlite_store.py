@@ -166,7 +166,7 @@ class SqliteStore:
         ask(submit, run_while_open, CALL_SECONDS_MAX, self._thread.name)
 
     def _run(self) -> None:
-        while not self._closed:
+        while True:
             self._ended |= self._sessions.wait(LOOK_SECONDS)
             if self._closed:
                 break
@@ -192,7 +192,7 @@ class SqliteStore:
             self._ended.remove(session_id)
         version = self._file.data_version()
         if reaped or version != self._data_version:
-            if not self._file.has_session(self._sessions.session_id):
+            if not (self._file.has_session(self._sessions.session_id) or self._closed):
                 self._rejoin()
             self._read_news()
             self._data_version = version

@@ -1,11 +1,6 @@
 """The Store in ZooKeeper, by kazoo. How entries lie in it: zookeeper_watch.
 
-kazoo offers one-shot watches alone. A child watch on every folder and a data watch on every entry
-below a prefix, each set by the read that learns the present state, miss nothing; after a lost
-connection all is read again, the differences are told, and then CONNECTED.
-
-Three kinds of threads: kazoo's own, which only hand on; one for watch callbacks; one for state
-callbacks, so that SUSPENDED is told while a watch callback waits for the store. Both may call it.
+Only this module knows kazoo; who is told of changes is zookeeper_observers.
 """
 
 from __future__ import annotations
@@ -30,11 +25,9 @@ from kazoo.exceptions import (
 from kazoo.handlers.threading import KazooTimeoutError
 
 from stoker.placement.errors import CoordinationLost, StokerError
-from stoker.placement.serial import SerialThread
 from stoker.placement.store import ABSENT, Change, Entry, Fence, StoreState
 from stoker.placement.store_rules import (
     CALL_SECONDS_MAX,
-    StateListeners,
     check_fence_form,
     check_path,
     check_prefix,
@@ -44,11 +37,10 @@ from stoker.placement.store_rules import (
     fenced,
     version_conflict,
 )
-from stoker.placement.zookeeper_watch import TreeWatch, entry_znode, folder_znode, of_znode, walk
+from stoker.placement.zookeeper_observers import Observers
+from stoker.placement.zookeeper_watch import entry_znode, folder_znode, of_znode, walk
 
 SESSION_SECONDS = 6.0
-# Wait this long before reading again where ZooKeeper was silent and nothing tells that it is back.
-RETRY_SECONDS = 1.0
 # put() without a version races with others who create and delete; each lost race is another's win.
 ATTEMPTS_MAX = 64
 _ANY_VERSION = -1
@@ -68,20 +60,12 @@ class ZooKeeperStore:
         self._closed = False
         self._folders_made: set[str] = set()
         self._live = threading.Event()
-        self._listeners = StateListeners()  # belongs to _state_thread
-        self._watches: list[TreeWatch] = []  # belongs to _watch_thread, as _recovery_due
-        self._recovery_due = False
-        # Guards what follows. An outage is any time of not being connected.
-        self._lock = threading.Lock()
-        self._outages = 0
-        self._changed: set[str] = set()
+        self._observers = Observers(self, self._live)
         self._client = KazooClient(
             hosts=hosts,
             timeout=session_seconds,
             connection_retry={"max_tries": -1, "delay": 0.05, "max_delay": 0.5},
         )
-        self._watch_thread = SerialThread("stoker-zookeeper-watch")
-        self._state_thread = SerialThread("stoker-zookeeper-state")
         self._client.add_listener(self._on_kazoo_state)
         self._client.start_async()
         try:
@@ -143,53 +127,41 @@ class ZooKeeperStore:
         return True
 
     def watch(self, prefix: str, on_change: Callable[[Change], None]) -> Callable[[], None]:
-        watch = TreeWatch(prefix, on_change, self)
-
-        def begin() -> None:
+        def prepare(folder: str) -> None:
             with self._call("watch", prefix) as deadline:
-                self._ensure_folder(watch.watcher.prefix, deadline)
-            watch.refresh_all()
-            self._watches.append(watch)
+                self._ensure_folder(folder, deadline)
 
-        try:
-            self._watch_thread.call(begin, timeout_seconds=CALL_SECONDS_MAX)
-        except StokerError:
-            watch.watcher.stop()
-            raise
-        return watch.watcher.stop
+        return self._observers.watch(prefix, on_change, prepare)
 
     def on_state(self, on_state: Callable[[StoreState], None]) -> None:
-        self._state_thread.call(
-            lambda: self._listeners.add(on_state), timeout_seconds=CALL_SECONDS_MAX
-        )
+        self._observers.on_state(on_state)
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
         self._client.remove_listener(self._on_kazoo_state)
-        self._watch_thread.close()
-        self._state_thread.close()
+        self._observers.close()
         # A server that does not answer ends the session by its timeout instead.
         with contextlib.suppress(KazooException, OSError, KazooTimeoutError):
             self._client.stop()
         with contextlib.suppress(KazooException, OSError):
             self._client.close()
 
-    def children(self, folders: Sequence[str], *, watched: bool) -> list[list[str] | None]:
+    def children(self, folders: Sequence[str], *, watched: bool) -> Sequence[Sequence[str] | None]:
         """For TreeWatch: one read, not repeated."""
         told = self._on_event if watched else None
         client = self._client
         return self._read(folders, lambda f: client.get_children_async(self._folder(f), told))
 
-    def entries(self, paths: Sequence[str], *, watched: bool) -> list[tuple[Entry, int] | None]:
+    def entries(self, paths: Sequence[str], *, watched: bool) -> Sequence[tuple[Entry, int] | None]:
         """For TreeWatch: one read, not repeated."""
         told = self._on_event if watched else None
         client = self._client
         found = self._read(paths, lambda path: client.get_async(self._entry(path), told))
         return [
-            (Entry(path, data[0], data[1].version), data[1].mzxid) if data else None
-            for path, data in zip(paths, found, strict=True)
+            (Entry(path, each[0], each[1].version), each[1].mzxid) if each else None
+            for path, each in zip(paths, found, strict=True)
         ]
 
     def _replace(
@@ -294,7 +266,7 @@ class ZooKeeperStore:
             yield deadline
         except (KazooTimeoutError, KazooException, OSError) as error:
             if isinstance(error, KazooTimeoutError):
-                self._begin_outage(StoreState.SUSPENDED)
+                self._observers.begin_outage(StoreState.SUSPENDED)
             raise CoordinationLost(
                 f"Expected ZooKeeper at {self._hosts} to {verb} {path}, found: "
                 f"{type(error).__name__}.",
@@ -323,9 +295,9 @@ class ZooKeeperStore:
                 if not interrupted or time.monotonic() > deadline:
                     raise
 
-    def _read(self, what: Sequence[str], start: Callable[[str], Any]) -> list[Any]:
+    def _read(self, what: Sequence[str], start: Callable[[str], Any]) -> Sequence[Any]:
         """Read many at once; None where there is nothing."""
-        results: list[Any] = []
+        results = []
         with self._call("read", what[0] if what else "/") as deadline:
             for begin in range(0, len(what), _READS_IN_FLIGHT_MAX):
                 batch = [start(path) for path in what[begin : begin + _READS_IN_FLIGHT_MAX]]
@@ -337,69 +309,15 @@ class ZooKeeperStore:
         return results
 
     def _on_event(self, event: Any) -> None:
-        with self._lock:
-            first = not self._changed
-            self._changed.add(of_znode(event.path.removeprefix(self._chroot)))
-        if first:
-            self._watch_thread.submit(self._refresh)
-
-    def _refresh(self) -> None:
-        with self._lock:
-            changed, self._changed = self._changed, set()
-        self._watches = [watch for watch in self._watches if not watch.watcher.stopped]
-        for watch in tuple(self._watches):
-            if not watch.stale:
-                watch.stale = True
-                with contextlib.suppress(CoordinationLost):
-                    watch.refresh(changed)
-                    watch.stale = False
-        if any(watch.stale for watch in self._watches):
-            self._recover_later()
+        self._observers.changed(of_znode(event.path.removeprefix(self._chroot)))
 
     def _on_kazoo_state(self, state: str) -> None:
         if state == KazooState.CONNECTED:
             self._live.set()
-            self._watch_thread.submit(self._recover)
+            self._observers.connected()
         else:
             self._live.clear()
-            self._begin_outage(_STATES[state])
-
-    def _begin_outage(self, state: StoreState) -> None:
-        with self._lock:
-            self._outages += 1
-            self._state_thread.submit(lambda: self._listeners.enter(state))
-        self._watch_thread.submit(self._mark_stale)
-
-    def _mark_stale(self) -> None:
-        for watch in self._watches:
-            watch.stale = True
-        self._recover_later()
-
-    def _recover_later(self) -> None:
-        if not self._recovery_due:
-            self._recovery_due = True
-            self._watch_thread.submit(self._retry, delay_seconds=RETRY_SECONDS)
-
-    def _retry(self) -> None:
-        self._recovery_due = False
-        self._recover()
-
-    def _recover(self) -> None:
-        """Read again all that may have been missed; then we are connected."""
-        if not self._live.is_set():
-            return  # kazoo's next CONNECTED comes here again
-        outages = self._outages
-        try:
-            self.children(["/"], watched=False)
-            for watch in tuple(self._watches):
-                if watch.stale:
-                    watch.refresh_all()
-        except CoordinationLost:
-            self._recover_later()
-            return
-        with self._lock:
-            if outages == self._outages:
-                self._state_thread.submit(lambda: self._listeners.enter(StoreState.CONNECTED))
+            self._observers.begin_outage(_STATES[state])
 
 
 def _result(pending: Any, deadline: float) -> Any:

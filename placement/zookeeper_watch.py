@@ -22,10 +22,10 @@ class Reader(Protocol):
     All raise CoordinationLost.
     """
 
-    def children(self, folders: Sequence[str], *, watched: bool) -> list[list[str] | None]:
+    def children(self, folders: Sequence[str], *, watched: bool) -> Sequence[Sequence[str] | None]:
         """The names in each folder; None if there is no such folder."""
 
-    def entries(self, paths: Sequence[str], *, watched: bool) -> list[tuple[Entry, int] | None]:
+    def entries(self, paths: Sequence[str], *, watched: bool) -> Sequence[tuple[Entry, int] | None]:
         """Each entry and its stamp; None if there is no such entry."""
 
 
@@ -62,9 +62,8 @@ def walk(
                 folders, entries = _sorted_out(parent, names)
                 below += folders
                 paths += entries
-        for path, entry in zip(paths, reader.entries(paths, watched=watched), strict=True):
-            if entry is not None:
-                found[path] = entry
+        read = zip(paths, reader.entries(paths, watched=watched), strict=True)
+        found |= {path: entry for path, entry in read if entry is not None}
         level = below
     return found, seen
 

@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import io
 import os
-import re
 import shutil
 import tarfile
 import tempfile
@@ -14,13 +13,13 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from stoker.placement.errors import BadRequest, StartFailed
+from stoker.placement.errors import StartFailed
+from stoker.placement.names import valid_digest
 from stoker.placement.store import Entry
 
 UNPACKED_BYTES_MAXIMUM = 64 << 20
 MEMBERS_MAXIMUM = 4096
 KEPT_MAXIMUM = 256
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY_PREFIX = ".unpacking-"
 
 
@@ -41,9 +40,7 @@ class CodeCache:
 
     def open(self, digest: str) -> Path:
         """The folder of the archive with this SHA-256; StartFailed when there is none to trust."""
-        if not _DIGEST.fullmatch(digest):
-            raise BadRequest(f"Expected 64 hex digits as a code digest, found {digest!r:.80}.")
-        target = self._directory / digest
+        target = self._directory / valid_digest(digest)
         if target.is_dir():
             os.utime(target)
             return target

@@ -19,12 +19,12 @@ from typing import IO
 import orjson
 
 from stoker.placement.errors import BadRequest
+from stoker.placement.names import split_function_name
 
 LINE_BYTES_MAXIMUM = 8 * 1024
 FILE_BYTES_MAXIMUM = 8 << 20
 FOLLOWER_LINES_MAXIMUM = 1000
 TAIL_MAXIMUM = 100_000
-_KEY = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\.[a-z0-9][a-z0-9-]{0,62}")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 
@@ -38,7 +38,7 @@ class LogQuery:
     instance: str | None = None
 
     def __post_init__(self) -> None:
-        if not _KEY.fullmatch(self.key):
+        if ".".join(split_function_name(self.key)) != self.key:
             raise BadRequest(f"Expected a function as name.namespace, found {self.key!r:.80}.")
         if self.tail is not None and not 0 <= self.tail <= TAIL_MAXIMUM:
             raise BadRequest(f"Expected a tail from 0 to {TAIL_MAXIMUM}, found {self.tail}.")

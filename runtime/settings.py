@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 import shutil
 import socket
 from collections.abc import Mapping
@@ -12,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stoker.placement.errors import BadRequest
+from stoker.placement.names import valid_node_id
 
 _GIB = 1 << 30
-_NODE_ID = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 _LEVELS = ("debug", "info", "warning", "error")
 _TOKEN_CHARACTERS_MINIMUM = 16
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -63,7 +62,7 @@ class Settings:
             store_url=environment.get("STOKER_STORE") or f"sqlite://{state_dir}/store.sqlite",
             state_dir=state_dir,
             cluster_token=_token(Path(token_file or state_dir / "auth" / "cluster-token")),
-            node_id=_node_id(environment.get("STOKER_NODE_ID") or socket.gethostname().lower()),
+            node_id=valid_node_id(environment.get("STOKER_NODE_ID") or socket.gethostname()),
             bind_host=host,
             bind_port=port,
             cores=_number(environment, "STOKER_CORES", 1, _available_cores()),
@@ -113,16 +112,6 @@ def _token(path: Path) -> str:
             "Write a random token into the file.",
         )
     return token
-
-
-def _node_id(text: str) -> str:
-    if not _NODE_ID.fullmatch(text):
-        raise BadRequest(
-            f"Expected lower-case letters, digits, dots and dashes in STOKER_NODE_ID, "
-            f"found {text!r:.80}.",
-            "Give the node another name.",
-        )
-    return text
 
 
 def _level(text: str) -> str:

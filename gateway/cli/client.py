@@ -27,6 +27,8 @@ DEFAULT_GATEWAY = "http://127.0.0.1:8080"
 USER = "admin"
 BODY_BYTES_MAXIMUM = 256 << 20
 CONTROL_SECONDS = 130.0
+# Anything, but errors of the platform as objects rather than as sentences.
+_ACCEPT = "*/*, application/json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,7 @@ class GatewayClient:
         """
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         connection = kind(self._host, self._port, timeout=timeout_seconds)
-        sent = {"User-Agent": "stoker", **self._credentials(), **(headers or {})}
+        sent = {"User-Agent": "stoker", "Accept": _ACCEPT, **self._credentials(), **(headers or {})}
         try:
             connection.request(method, self._prefix + path, body=body, headers=sent)
             return Answer(connection, connection.getresponse(), self._access.url)

@@ -153,7 +153,8 @@ void SourceFile::read(std::span<std::byte> target, std::uint64_t offset, std::si
 
 void write_file(const std::string& path, std::span<const std::byte> source, std::size_t count) {
   TemporaryName temporary(path);
-  int fd = ::open(temporary.name().c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_DIRECT, 0600);
+  int fd =
+      ::open(temporary.name().c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_DIRECT, 0600);
   if (fd < 0 && refuses_direct(errno)) {
     // The failed attempt may have left the name behind.
     ::unlink(temporary.name().c_str());

@@ -19,18 +19,19 @@ struct Dtype {
 };
 
 constexpr std::array<Dtype, 22> dtypes{{
-    {"F32", 32},         {"BF16", 16},   {"F16", 16},    {"I64", 64},
-    {"I32", 32},         {"U8", 8},      {"I8", 8},      {"BOOL", 8},
-    {"F64", 64},         {"I16", 16},    {"U16", 16},    {"U32", 32},
-    {"U64", 64},         {"C64", 64},    {"F8_E4M3", 8}, {"F8_E5M2", 8},
-    {"F8_E4M3FNUZ", 8},  {"F8_E5M2FNUZ", 8}, {"F8_E8M0", 8}, {"F6_E2M3", 6},
-    {"F6_E3M2", 6},      {"F4", 4},
+    {"F32", 32},    {"BF16", 16},       {"F16", 16},        {"I64", 64},    {"I32", 32},
+    {"U8", 8},      {"I8", 8},          {"BOOL", 8},        {"F64", 64},    {"I16", 16},
+    {"U16", 16},    {"U32", 32},        {"U64", 64},        {"C64", 64},    {"F8_E4M3", 8},
+    {"F8_E5M2", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"F8_E8M0", 8}, {"F6_E2M3", 6},
+    {"F6_E3M2", 6}, {"F4", 4},
 }};
 
 class Parser {
  public:
   Parser(std::string_view text, std::uint64_t data_bytes)
-      : json_(text, length_bytes), data_bytes_(data_bytes), data_offset_(length_bytes + text.size()) {}
+      : json_(text, length_bytes),
+        data_bytes_(data_bytes),
+        data_offset_(length_bytes + text.size()) {}
 
   Header parse() {
     json_.expect('{');
@@ -187,7 +188,8 @@ class Parser {
     for (const Tensor& tensor : tensors) {
       if (tensor.begin != expected) {
         const bool hole = tensor.begin > expected;
-        throw HeaderError(hole ? "hole" : "overlap", data_offset_ + std::min(expected, tensor.begin),
+        throw HeaderError(hole ? "hole" : "overlap",
+                          data_offset_ + std::min(expected, tensor.begin),
                           "expected the next tensor at data offset " + std::to_string(expected) +
                               ", found it at " + std::to_string(tensor.begin));
       }

@@ -185,7 +185,8 @@ std::uint64_t Json::integer() {
     ++at_;
   }
   if (at_ == begin) fail("json", "expected a whole number that is not negative");
-  if (at_ - begin > 1 && text_[begin] == '0') fail("json", "expected a number without leading zero");
+  if (at_ - begin > 1 && text_[begin] == '0')
+    fail("json", "expected a number without leading zero");
   if (!ended() && (text_[at_] == '.' || text_[at_] == 'e' || text_[at_] == 'E'))
     fail("json", "expected a whole number, found a fraction or exponent");
   return value;

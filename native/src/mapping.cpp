@@ -17,7 +17,7 @@ void check(int pool_fd, const std::vector<std::size_t>& chunks, std::size_t byte
   if ((byte_count + chunk_bytes - 1) / chunk_bytes != chunks.size())
     throw std::invalid_argument("expected the chunks of " + std::to_string(byte_count) +
                                 " bytes, found " + std::to_string(chunks.size()) + " chunks");
-  struct stat status {};
+  struct stat status{};
   if (::fstat(pool_fd, &status) != 0) throw SystemError(errno, "cannot look at the pool");
   const std::size_t held = static_cast<std::size_t>(status.st_size) / chunk_bytes;
   for (const std::size_t chunk : chunks)

@@ -27,7 +27,8 @@ namespace {
 
 std::byte* reserve(std::size_t bytes, std::size_t alignment) {
   const std::size_t padded = bytes + alignment;
-  void* start = ::mmap(nullptr, padded, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* start =
+      ::mmap(nullptr, padded, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (start == MAP_FAILED) throw SystemError(errno, "cannot reserve address space");
   auto* base = static_cast<std::byte*>(start);
   const std::size_t head =
@@ -41,9 +42,7 @@ std::size_t alignment_for(std::size_t bytes) {
   return bytes >= huge_page_bytes ? huge_page_bytes : page_bytes;
 }
 
-std::size_t whole_pages(std::size_t bytes) {
-  return round_up(bytes == 0 ? 1 : bytes, page_bytes);
-}
+std::size_t whole_pages(std::size_t bytes) { return round_up(bytes == 0 ? 1 : bytes, page_bytes); }
 
 }  // namespace
 
@@ -71,8 +70,8 @@ Memory Memory::anonymous(std::size_t bytes, bool huge_pages) {
 
 Memory Memory::shared(int fd, std::size_t bytes, bool huge_pages) {
   Memory memory = reserved(bytes);
-  void* mapped = ::mmap(memory.data(), memory.size(), PROT_READ | PROT_WRITE,
-                        MAP_SHARED | MAP_FIXED, fd, 0);
+  void* mapped =
+      ::mmap(memory.data(), memory.size(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
   if (mapped == MAP_FAILED) throw SystemError(errno, "cannot map shared memory");
   if (huge_pages) ::madvise(memory.data(), memory.size(), MADV_HUGEPAGE);
   return memory;

@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <string_view>
 
@@ -24,12 +23,12 @@ class Progress {
   // Joins the page behind a descriptor of another process; `fd` may be closed afterwards.
   static Progress open(int fd);
 
-  Progress(Progress&&) noexcept = delete;
-  ~Progress();
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
 
   int fd() const { return file_.get(); }
-  std::size_t chunk_count() const;
-  std::uint64_t total_bytes() const;
+  std::size_t chunk_count() const { return chunk_count_; }
+  std::uint64_t total_bytes() const { return total_bytes_; }
   std::uint64_t watermark_bytes() const;
   State state() const;
   std::string error() const;
@@ -56,12 +55,16 @@ class Progress {
   explicit Progress(Descriptor file);
 
   Page& page() const;
+  std::uint64_t& ready_word(std::size_t ordinal) const;
   void check(std::size_t ordinal) const;
-  bool finish(State state);
+  void finish(State state);
   void wake() const;
 
   Descriptor file_;
   Memory memory_;
+  // Copies, because another process can write to the page.
+  std::size_t chunk_count_;
+  std::uint64_t total_bytes_;
   std::mutex mutex_;
 };
 

@@ -66,10 +66,18 @@ class DramTier:
             self._touch(entry)
             return entry
 
-    def add(self, entry: DramEntry) -> None:
+    def add(self, digest: str, ssd: SsdEntry, begin: Callable[[list[int]], Loading]) -> DramEntry:
+        """Allocate chunks and `begin` a load into them; the entry is pinned and busy."""
+        chunks = self._allocate(len(ssd.manifest.chunks))
+        try:
+            entry = DramEntry(digest, ssd, begin(chunks), chunks)
+        except BaseException:
+            self._pool.release(chunks)
+            raise
         with self._changed:
-            self._entries[entry.digest] = entry
+            self._entries[digest] = entry
             self._touch(entry)
+        return entry
 
     def unpin(self, entry: DramEntry, *, cancel: bool = False) -> None:
         """With `cancel`, a load that nobody else waits for is stopped."""
@@ -97,7 +105,7 @@ class DramTier:
             self._changed.notify_all()
         self._tell(gone)
 
-    def allocate(self, count: int) -> list[int]:
+    def _allocate(self, count: int) -> list[int]:
         """`count` chunks, evicting for them, waiting briefly for write-behinds; StorageFull."""
         deadline = time.monotonic() + ALLOCATE_SECONDS_MAXIMUM
         gone: list[DramEntry] = []

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import orjson
 import structlog
 
-from stoker.native import Cancelled, ChunkError, Load, Pool, Progress, ReadRequest, digest
+from stoker.native import Cancelled, ChunkError, Load, Pool, Progress, ReadRequest
 from stoker.placement.errors import ChunkCorrupt, SourceUnavailable, StokerError
 from stoker.runtime.checkpoint.bandwidth import Bandwidth
 from stoker.runtime.checkpoint.manifest import ChunkEntry
@@ -73,6 +73,12 @@ class Loading:
         self._cancelled.set()
         self._load.cancel()
 
+    def abandon(self) -> None:
+        """Stop whatever still runs, the write-behind of a complete load included."""
+        self._writing = False
+        if not self.complete:
+            self.cancel()
+
     def load(self) -> None:
         """Load every chunk; how it ended is in `progress`. Raises nothing."""
         try:
@@ -94,9 +100,9 @@ class Loading:
         if self.complete and self._source.local_dir is not None:
             for chunk in self._chunks:
                 if self._digests[chunk.ordinal] is None:
-                    view = self._context.pool.chunk(self._pool_chunks[chunk.ordinal])
-                    found = digest(view[: chunk.bytes]).hex()
-                    self._context.ssd.learn(self._entry, chunk.ordinal, found)
+                    found = self._load.digest_of(chunk.ordinal)
+                    assert found is not None, "a complete load has committed every chunk"
+                    self._context.ssd.learn(self._entry, chunk.ordinal, found.hex())
 
     def _load_chunks(self) -> None:
         local, remote = self._split()
@@ -149,7 +155,7 @@ class Loading:
                     f"Expected to read {error.filename}, found: {error.strerror}.",
                     "Check the disk that holds the checkpoint.",
                 ) from error
-            pending = {n: c for n, c in pending.items() if not self._load.is_committed(n)}
+            pending = {n: c for n, c in pending.items() if not self.progress.is_ready(n)}
         seconds = time.monotonic() - started
         self.progress.load_seconds = seconds
         read_bytes = sum(chunk.bytes for chunk in local) - sum(chunk.bytes for chunk in spoilt)

@@ -35,7 +35,7 @@ SMALL_FILE_BYTES_MAXIMUM = 64 * 1024 * 1024
 SMALL_FILES_MAXIMUM = 256
 WEIGHT_FILES_MAXIMUM = 4096
 NAME_LENGTH_MAXIMUM = 255
-DIMENSIONS_MAXIMUM = 16
+DIMENSIONS_MAXIMUM = 64
 
 DTYPE_BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
@@ -185,7 +185,7 @@ def validate(manifest: Manifest) -> None:
     """Raise CheckpointError unless every name, size, digest and offset holds together."""
     if manifest.packed not in (True, False) or not isinstance(manifest.engine, dict):
         raise invalid("a boolean `packed` and an object `engine`", f"{manifest.packed!r:.40}")
-    names = [entry.name for entry in (*manifest.files, *manifest.weights)]
+    names = [entry.name for entry in manifest.files] + [w.name for w in manifest.weights]
     for name in names:
         check_name(name)
     if len(set(names)) != len(names):

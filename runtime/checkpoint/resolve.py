@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 import orjson
 
-from stoker.native import HeaderError, parse_header
+from stoker.native import HeaderError, header_bytes, parse_header
 from stoker.placement.errors import (
     CheckpointChanged,
     CheckpointError,
@@ -34,7 +34,6 @@ from stoker.runtime.checkpoint.source import Source, SourceFile
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-HEADER_BYTES_MAXIMUM = 100_000_000  # as in the safetensors format
 HEADER_FIRST_READ_BYTES = 256 * 1024
 _SMALL_SUFFIXES = (".json", ".txt", ".jinja", ".model")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -104,13 +103,12 @@ def small_files(files: Mapping[str, SourceFile]) -> list[SourceFile]:
 
 def read_tensors(source: Source, number: int, file: SourceFile) -> list[TensorEntry]:
     """The tensors of weight file `number`, in file order, from its header alone."""
-    where = f"{source.uri}/{file.name}"
-    head = _read_header(source, file, where)
     try:
+        head = _read_header(source, file)
         parsed = parse_header(head, file.bytes)
     except HeaderError as error:
         raise HeaderInvalid(
-            f"Expected a valid safetensors header in {where}, found: {error}.",
+            f"Expected a valid safetensors header in {source.uri}/{file.name}, found: {error}.",
             "Save or upload the file again.",
         ) from error
     return [
@@ -127,21 +125,11 @@ def layer(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _read_header(source: Source, file: SourceFile, where: str) -> bytearray:
-    """The 8 bytes of length and the header behind them."""
+def _read_header(source: Source, file: SourceFile) -> bytearray:
+    """The 8 bytes of length and the header behind them; HeaderError for an absurd length."""
     head = bytearray(min(HEADER_FIRST_READ_BYTES, file.bytes))
     source.read(file.name, 0, memoryview(head), file.version)
-    if len(head) < 8:
-        raise HeaderInvalid(
-            f"Expected at least 8 bytes in {where}, found {len(head)}.", "Upload the file again."
-        )
-    length = 8 + int.from_bytes(head[:8], "little")
-    if length > min(file.bytes, 8 + HEADER_BYTES_MAXIMUM):
-        raise HeaderInvalid(
-            f"Expected a header of at most {min(file.bytes - 8, HEADER_BYTES_MAXIMUM)} bytes in "
-            f"{where}, found a length of {length - 8}.",
-            "Save or upload the file again.",
-        )
+    length = header_bytes(head[:8], file.bytes)
     have = min(len(head), length)
     head = head[:have] + bytearray(length - have)
     if have < length:
@@ -151,17 +139,18 @@ def _read_header(source: Source, file: SourceFile, where: str) -> bytearray:
 
 def _packed(source: Source, files: Mapping[str, SourceFile]) -> Manifest:
     manifest = decode(source.read_small(MANIFEST_NAME, MANIFEST_BYTES_MAXIMUM))
-    for entry in (*manifest.files, *manifest.weights):
-        found = files.get(entry.name)
+    sizes = [(entry.name, entry.bytes) for entry in manifest.files]
+    sizes += [(weight.name, weight.bytes) for weight in manifest.weights]
+    for name, byte_count in sizes:
+        found = files.get(name)
         if found is None:
             raise CheckpointMissing(
-                f"Expected {entry.name} at {source.uri}, as {MANIFEST_NAME} says, found none.",
+                f"Expected {name} at {source.uri}, as {MANIFEST_NAME} says, found none.",
                 "Push the checkpoint again.",
             )
-        if found.bytes != entry.bytes:
+        if found.bytes != byte_count:
             raise CheckpointChanged(
-                f"Expected {entry.bytes} bytes in {entry.name} at {source.uri}, "
-                f"found {found.bytes}.",
+                f"Expected {byte_count} bytes in {name} at {source.uri}, found {found.bytes}.",
                 "Push the checkpoint again.",
             )
     if not manifest.packed:

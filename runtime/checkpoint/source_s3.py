@@ -173,12 +173,6 @@ class S3Folder:
             attempts=1,  # the transfer retries its own parts, and `on_bytes` must not count twice
         )
 
-    def delete(self, name: str) -> None:
-        check_name(name)
-        client = _client(self._settings)
-        key = self._prefix + name
-        _attempts(lambda _: client.delete_object(Bucket=self._bucket, Key=key), self.uri)
-
 
 class _TooSlow(Exception):
     """A range took longer than RANGE_SECONDS_MAXIMUM."""

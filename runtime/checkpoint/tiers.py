@@ -128,8 +128,7 @@ class CheckpointCache:
     def close(self) -> None:
         """Stop every load and wait for its threads."""
         for entry in self._dram.entries():
-            if not entry.loading.complete:
-                entry.loading.cancel()
+            entry.loading.abandon()
         with self._lock:
             loaders = list(self._loaders)
         for thread in loaders:
@@ -166,14 +165,15 @@ class CheckpointCache:
         source = self._open_source(ref.uri)
         ssd_entry = self._ssd.hold(ref.digest) or self._admit(ref, source)
         try:
-            chunks = self._dram.allocate(len(ssd_entry.manifest.chunks))
-            loading = Loading(self._context, ssd_entry, source, chunks)
+            entry = self._dram.add(
+                ref.digest,
+                ssd_entry,
+                functools.partial(Loading, self._context, ssd_entry, source),
+            )
         except BaseException:
             self._ssd.release(ssd_entry)
             raise
         self._ssd.begin_reading(ssd_entry)
-        entry = DramEntry(ref.digest, ssd_entry, loading, chunks)
-        self._dram.add(entry)
         thread = threading.Thread(
             target=self._run, args=(entry,), name=f"load-{ref.digest[:8]}", daemon=True
         )

@@ -24,9 +24,18 @@ BATCH_TOKENS_MAXIMUM = 8_192
 """Tokens of one forward pass, padding included."""
 
 
+Mode = Literal["mean", "cls", "lasttoken"]
+
+_MODES: dict[str, Mode] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    mode: Literal["mean", "cls", "lasttoken"] = "mean"
+    mode: Mode = "mean"
     normalize: bool = True
 
 
@@ -40,13 +49,10 @@ def read_pooling(files_dir: Path) -> Pooling:
     settings = read_json(files_dir / kinds.get("Pooling", "1_Pooling") / "config.json")
     modes = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value]
     normalize = "Normalize" in kinds
-    for mode, setting in (
-        ("mean", "mean_tokens"),
-        ("cls", "cls_token"),
-        ("lasttoken", "lasttoken"),
-    ):
-        if modes in ([], [f"pooling_mode_{setting}"]):
-            return Pooling(mode, normalize)  # type: ignore[arg-type]
+    if not modes:
+        return Pooling(normalize=normalize)
+    if len(modes) == 1 and modes[0] in _MODES:
+        return Pooling(_MODES[modes[0]], normalize)
     raise StartFailed(
         f"Expected mean, cls or lasttoken pooling in the checkpoint, found {', '.join(modes)}."
     )
@@ -109,7 +115,6 @@ def _pool(hidden: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
 def _batches(texts: Sequence[Sequence[int]]) -> list[list[int]]:
     """Indices of texts that go together: of like length, and bounded with their padding."""
     batches: list[list[int]] = []
-    longest = 0
     for index in sorted(range(len(texts)), key=lambda i: len(texts[i])):
         longest = max(1, len(texts[index]))
         if batches and (len(batches[-1]) + 1) * longest <= BATCH_TOKENS_MAXIMUM:

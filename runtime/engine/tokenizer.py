@@ -41,6 +41,13 @@ class TextCodec:
     def vocabulary_size(self) -> int:
         return int(self._tokenizer.get_vocab_size())
 
+    @property
+    def end_token(self) -> int | None:
+        """The tokenizer's own end-of-sequence token."""
+        token = self._special_tokens.get("eos_token")
+        number = None if token is None else self._tokenizer.token_to_id(token)
+        return None if number is None else int(number)
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
@@ -119,3 +126,10 @@ def _chat_template(files_dir: Path, settings: Mapping[str, Any]) -> str | None:
         named = {str(t["name"]): str(t["template"]) for t in template}
         return named.get("default")
     return template if isinstance(template, str) else None
+
+
+def rehearse() -> None:
+    """Renders one template, so that a forked child finds jinja2 warm."""
+    render_jinja_template(
+        conversations=[[{"role": "user", "content": ""}]], chat_template="{{ 1 }}"
+    )

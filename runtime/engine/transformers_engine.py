@@ -112,7 +112,7 @@ class TransformersEngine:
     def cached_tokens(self) -> int:
         """Tokens of cache that requests in flight hold now."""
         cache = self._manager.batch_processor.cache
-        return round((1 - cache.compute_free_capacity()) * cache.num_blocks * PAGE_TOKENS)
+        return int((1 - cache.compute_free_capacity()) * cache.num_blocks * PAGE_TOKENS)
 
     def cancel(self, request_id: str) -> None:
         self._manager.cancel_request(request_id)
@@ -179,7 +179,7 @@ class TransformersStream:
             self._tokens.put_nowait(None)
 
 
-class _LazyHugePages(TorchFunctionMode):  # type: ignore[misc]
+class _LazyHugePages(TorchFunctionMode):
     """Large zeros and empties become mappings that take memory when first used.
 
     torch fills a zeroed tensor at once: 16,000 tokens of cache cost a cold start 0.5 s in page

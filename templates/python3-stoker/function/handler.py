@@ -6,5 +6,6 @@ from typing import Any
 
 
 def handle(event: Any, context: Any) -> dict[str, Any]:
-    """Answer the request in `event`: body, headers, method, query, path."""
-    return {"statusCode": 200, "body": "Hello from Stoker!"}
+    """Answer the request in `event`: body (bytes), headers, method, query, path."""
+    greeting = f"Hello from {context.hostname}: {len(event.body)} bytes came by {event.method}.\n"
+    return {"statusCode": 200, "body": greeting}

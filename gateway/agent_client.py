@@ -1,0 +1,73 @@
+"""Talks to node agents: pins a checkpoint, reads the logs of functions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+import aiohttp
+
+from stoker.gateway.internal import wire_error
+from stoker.placement.errors import StokerError, Unavailable
+from stoker.placement.records import CheckpointRef, NodeRecord, ResolveRequest, decode, encode
+
+# Reading the headers of a sharded checkpoint in a far bucket takes its time.
+RESOLVE_SECONDS = 120.0
+CONNECT_SECONDS = 5.0
+LINE_BYTES_MAXIMUM = 64 * 1024
+
+
+class AgentClient:
+    def __init__(self, session: aiohttp.ClientSession, cluster_token: str) -> None:
+        self._session = session
+        self._headers = {"X-Stoker-Token": cluster_token, "Content-Type": "application/json"}
+
+    async def resolve(self, nodes: Sequence[NodeRecord], uri: str) -> CheckpointRef:
+        """Have one node pin the checkpoint at `uri`; the checkpoint's error, or Unavailable."""
+        ready = [node for node in nodes if node.zygote_ready] or list(nodes)
+        if not ready:
+            raise Unavailable(
+                "No node is up to read the checkpoint.", "Start a node, then deploy again."
+            )
+        node = random.choice(ready)  # noqa: S311 - spreads the work, protects nothing
+        try:
+            async with self._session.post(
+                f"http://{node.agent_address}/resolve",
+                data=encode(ResolveRequest(uri)),
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(total=RESOLVE_SECONDS, connect=CONNECT_SECONDS),
+            ) as response:
+                body = await response.read()
+                if response.status >= 400:
+                    raise wire_error(response.status, body, f"node {node.node_id}")
+                return decode(CheckpointRef, body)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _unreachable(node, error) from error
+
+    async def log_lines(
+        self, node: NodeRecord, parameters: Mapping[str, str]
+    ) -> AsyncIterator[bytes]:
+        """The lines of GET /logs on one node, as they come; StokerError if it cannot be read."""
+        try:
+            async with self._session.get(
+                f"http://{node.agent_address}/logs",
+                params=parameters,
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+            ) as response:
+                if response.status >= 400:
+                    body = await response.read()
+                    raise wire_error(response.status, body, f"node {node.node_id}")
+                async for line in response.content:
+                    yield line
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise _unreachable(node, error) from error
+
+
+def _unreachable(node: NodeRecord, error: Exception) -> StokerError:
+    return Unavailable(
+        f"Expected an answer of node {node.node_id} at {node.agent_address}, "
+        f"found: {error or type(error).__name__}.",
+        "Look whether its agent runs, then try again.",
+        retry_after_seconds=1,
+    )

@@ -1,0 +1,226 @@
+"""The control plane: its route table, and how its answers and errors look."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import orjson
+import structlog
+from flask import Flask, Request, Response, request
+from prometheus_client import CONTENT_TYPE_LATEST
+from werkzeug.exceptions import HTTPException
+
+import stoker
+from stoker.gateway.auth import Credentials
+from stoker.gateway.builder import ChangeSink, CodeStore, build, publish
+from stoker.gateway.exchange import error_answer
+from stoker.gateway.functions import Functions, serving_counts
+from stoker.gateway.json_body import json_object
+from stoker.gateway.metrics import Metrics
+from stoker.placement.errors import (
+    BadRequest,
+    NotFound,
+    StokerError,
+    Unauthorized,
+)
+from stoker.placement.view import Snapshot
+
+_NAME = "<name>"
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class ControlPlane:
+    """What the routes work with. `in_flight` counts our requests in one function's instance."""
+
+    functions: Functions
+    snapshot: Callable[[], Snapshot]
+    in_flight: Callable[[str, str], int]
+    metrics: Metrics
+    credentials: Credentials
+    code_store: CodeStore
+    view: ChangeSink
+
+
+def create_app(control: ControlPlane) -> Flask:
+    """The Flask app; every /system route wants HTTP Basic."""
+    app = Flask("stoker.gateway", static_folder=None)
+    functions = control.functions
+
+    @app.before_request
+    def authorize() -> None:
+        if request.path.startswith("/system/") and not _authorized(control.credentials, request):
+            raise Unauthorized("invalid credentials")
+
+    @app.get("/system/functions")
+    def list_functions() -> Response:
+        return _json(functions.list(_namespace()))
+
+    @app.post("/system/functions")
+    def deploy() -> Response:
+        functions.deploy(_body(), _namespace(), must_exist=False)
+        return Response(status=202)
+
+    @app.put("/system/functions")
+    def update() -> Response:
+        functions.deploy(_body(), _namespace(), must_exist=True)
+        return Response(status=202)
+
+    @app.delete("/system/functions")
+    def remove() -> Response:
+        functions.remove(_body(), _namespace())
+        return Response(status=202)
+
+    @app.get(f"/system/function/{_NAME}")
+    def describe(name: str) -> Response:
+        return _json(functions.describe(name, _namespace()))
+
+    @app.post(f"/system/scale-function/{_NAME}")
+    def scale(name: str) -> Response:
+        functions.scale(name, _body(), _namespace())
+        return Response(status=202)
+
+    @app.get("/system/namespaces")
+    def namespaces() -> Response:
+        return _json(functions.namespaces())
+
+    @app.get("/system/info")
+    def info() -> Response:
+        return _json(_info())
+
+    @app.get("/system/instances")
+    def instances() -> Response:
+        return _json(_instances(control.snapshot(), control.in_flight, time.time()))
+
+    @app.get("/system/nodes")
+    def nodes() -> Response:
+        return _json(_nodes(control.snapshot()))
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        snapshot = control.snapshot()
+        serving = serving_counts(snapshot, snapshot.functions)
+        text = control.metrics.render(snapshot.functions, serving)
+        return Response(text, content_type=CONTENT_TYPE_LATEST)
+
+    @app.post("/build")
+    def build_route() -> Response:
+        return _build(control)
+
+    app.register_error_handler(Exception, _on_error)
+    return app
+
+
+def _build(control: ControlPlane) -> Response:
+    payload = request.get_data(cache=False)
+    signature = request.headers.get("X-Build-Signature", "")
+    if not control.credentials.signature(signature, payload) and not _authorized(
+        control.credentials, request
+    ):
+        raise Unauthorized("invalid credentials")
+    streamed = "ndjson" in request.headers.get("Accept", "")
+    try:
+        made = build(payload)
+        publish(made, control.code_store, control.view)
+    except StokerError as error:
+        # A streaming client reads the reason only behind a status that says success.
+        result = {"log": [], "image": "", "status": "failed", "error": str(error)}
+        return _ndjson([result], 200 if streamed else error.status)
+    said = f"Packed {made.file_count} files into {len(made.archive)} bytes, sha256 {made.digest}."
+    progress = {"log": [said], "image": made.image, "status": "in_progress"}
+    done = {"log": [] if streamed else [said], "image": made.image, "status": "success"}
+    return _ndjson([progress, done] if streamed else [done], 200)
+
+
+def _on_error(error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        wire = NotFound if error.code == 404 else BadRequest
+        known = wire(f"{request.method} {request.path:.80}: {error.description}")
+        _, headers, body = error_answer(known, request.headers.get("Accept", ""))
+        return _response(error.code or 500, headers, body)
+    if not isinstance(error, StokerError):
+        _log.exception("control_route_broken", path=request.path, exc_info=error)
+        error = StokerError("The gateway failed in a way that it does not know.")
+    status, headers, body = error_answer(error, request.headers.get("Accept", ""))
+    response = _response(status, headers, body)
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = 'Basic realm="Restricted"'
+        response.set_data(b"invalid credentials")
+    return response
+
+
+def _authorized(credentials: Credentials, incoming: Request) -> bool:
+    return credentials.basic(incoming.headers.get("Authorization", ""))
+
+
+def _namespace() -> str:
+    return request.args.get("namespace", "")
+
+
+def _body() -> dict[str, Any]:
+    return json_object(request.get_data(cache=False))
+
+
+def _json(value: Any) -> Response:
+    return Response(orjson.dumps(value), content_type="application/json")
+
+
+def _ndjson(lines: list[dict[str, Any]], status: int) -> Response:
+    text = b"".join(orjson.dumps(line) + b"\n" for line in lines)
+    return Response(text, status=status, content_type="application/x-ndjson")
+
+
+def _response(status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> Response:
+    pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+    return Response(body, status=status, headers=pairs)
+
+
+def _info() -> dict[str, Any]:
+    release = stoker.__version__
+    version = {"sha": f"v{release}", "release": release, "commit_message": f"Release {release}"}
+    provider = {"provider": "stoker", "version": version, "orchestration": "stoker"}
+    return {"provider": provider, "version": version, "arch": platform.machine()}
+
+
+def _instances(
+    snapshot: Snapshot, in_flight: Callable[[str, str], int], now: float
+) -> list[dict[str, Any]]:
+    """Every instance, those included that are assigned but not yet known to their node."""
+    rows: dict[str, dict[str, Any]] = {}
+    for assignment in snapshot.assignments.values():
+        rows[assignment.instance_id] = {
+            **_without(asdict(assignment), "created_at"),
+            "state": "assigned",
+            "started_at": assignment.created_at,
+            "pid": 0,
+            "failure": None,
+        }
+    rows |= {i.instance_id: asdict(i) for i in snapshot.instances.values()}
+    for instance_id, row in rows.items():
+        row["age_seconds"] = max(0.0, now - row["started_at"])
+        row["in_flight"] = in_flight(row["function"], instance_id)
+    return sorted(rows.values(), key=lambda row: (row["function"], row["instance_id"]))
+
+
+def _nodes(snapshot: Snapshot) -> list[dict[str, Any]]:
+    rows = []
+    for node in sorted(snapshot.nodes.values(), key=lambda node: node.node_id):
+        residents = [r for r in snapshot.residents.values() if r.node_id == node.node_id]
+        rows.append(
+            {
+                **asdict(node),
+                "dram_resident_bytes": sum(r.dram_bytes for r in residents),
+                "ssd_resident_bytes": sum(r.ssd_bytes for r in residents),
+                "residents": [_without(asdict(r), "node_id") for r in residents],
+                "instances": sum(i.node_id == node.node_id for i in snapshot.instances.values()),
+            }
+        )
+    return rows
+
+
+def _without(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if key != name}

@@ -1,0 +1,194 @@
+"""The OpenFaaS Function Builder: from a build context in a tar to a handler archive in the store.
+
+Of `context/` only the handler is kept: `context/function/**`, or `context/**` where
+`context/handler.py` lies at the top. Nothing of the archive is ever unpacked to a disk.
+"""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import hashlib
+import io
+import posixpath
+import tarfile
+from dataclasses import dataclass
+from typing import Protocol
+
+from stoker.gateway.json_body import json_object
+from stoker.placement.errors import BadJson, BadSpec, PayloadTooLarge
+from stoker.placement.records import ImageRecord, encode
+from stoker.placement.store import Change, Entry
+
+CONFIG_NAME = "com.openfaas.docker.config"
+BUILD_BYTES_MAXIMUM = 64 * 1024 * 1024
+ARCHIVE_BYTES_MAXIMUM = 900_000
+FILES_MAXIMUM = 1_000
+IMAGE_CHARACTERS_MAXIMUM = 512
+_HANDLER = "handler.py"
+
+
+class CodeStore(Protocol):
+    """What the builder needs of the store."""
+
+    def put(self, path: str, value: bytes) -> int: ...
+
+
+class ChangeSink(Protocol):
+    """What the builder needs of the view: its own writes are seen at once."""
+
+    def apply(self, change: Change) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A finished build: `archive` is a tar.gz, the same bytes for the same files."""
+
+    image: str
+    archive: bytes
+    file_count: int
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.archive).hexdigest()
+
+
+def build(context: bytes) -> Build:
+    """The handler archive of a build context; BadSpec or PayloadTooLarge saying what is wrong."""
+    files = _read_tar(context)
+    config = files.pop(CONFIG_NAME, None)
+    if config is None:
+        raise BadSpec(f"Expected {CONFIG_NAME} in the build context, found none.", "Add it.")
+    image = _image_of(config)
+    handler_files = _handler_files(files)
+    _check_handler(handler_files[_HANDLER])
+    archive = _packed(handler_files)
+    if len(archive) > ARCHIVE_BYTES_MAXIMUM:
+        raise PayloadTooLarge(
+            f"Expected a handler archive of at most {ARCHIVE_BYTES_MAXIMUM} bytes, "
+            f"found {len(archive)}.",
+            "Keep data out of the handler folder; fetch it at run time.",
+        )
+    return Build(image, archive, len(handler_files))
+
+
+def publish(made: Build, store: CodeStore, view: ChangeSink) -> None:
+    """Put the archive, then the image that names it, into the store."""
+    store.put(f"/code/{made.digest}", made.archive)
+    path, value = ImageRecord.path_of(made.image), encode(ImageRecord(made.image, made.digest))
+    view.apply(Change(path, Entry(path, value, store.put(path, value))))
+
+
+def _read_tar(context: bytes) -> dict[str, bytes]:
+    """Every file of the archive by its clean name; BadSpec for anything that is no plain file."""
+    files: dict[str, bytes] = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(context), mode="r:") as archive:
+            for member in archive:
+                name = _clean_name(member.name)
+                if member.isdir():
+                    continue
+                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
+                    raise BadSpec(
+                        f"Expected plain files in the build context, found {name!r:.200} to be "
+                        "a link, a device or a sparse file.",
+                        "Replace it by a copy.",
+                    )
+                content = archive.extractfile(member)
+                assert content is not None
+                files[name] = content.read()
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        raise BadSpec(
+            f"Expected a tar as the build context, found: {error}.", "Send an uncompressed tar."
+        ) from error
+    return files
+
+
+def _clean_name(name: str) -> str:
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+        raise BadSpec(
+            f"Expected relative paths without '..' in the build context, found {name!r:.200}.",
+            "Pack the folder from inside.",
+        )
+    return posixpath.normpath(name)
+
+
+def _image_of(config: bytes) -> str:
+    try:
+        image = json_object(config).get("image")
+    except BadJson as error:
+        raise BadSpec(f"{CONFIG_NAME}: {error.cause}", error.remedy) from error
+    if not isinstance(image, str) or not 0 < len(image) <= IMAGE_CHARACTERS_MAXIMUM:
+        raise BadSpec(f"Expected an image name in {CONFIG_NAME}, found {image!r:.80}.", "Set it.")
+    return image
+
+
+def _handler_files(files: dict[str, bytes]) -> dict[str, bytes]:
+    for prefix in ("context/function/", "context/"):
+        found = {n.removeprefix(prefix): c for n, c in files.items() if n.startswith(prefix)}
+        if _HANDLER in found:
+            break
+    else:
+        names = ", ".join(sorted(files)[:8]) or "nothing"
+        raise BadSpec(
+            f"Expected context/function/{_HANDLER} or context/{_HANDLER}, found {names}.",
+            "Name the handler file handler.py.",
+        )
+    if len(found) > FILES_MAXIMUM:
+        raise BadSpec(
+            f"Expected at most {FILES_MAXIMUM} files in the handler folder, found {len(found)}.",
+            "Keep data out of the handler folder.",
+        )
+    return found
+
+
+def _check_handler(source: bytes) -> None:
+    """BadSpec unless the module defines or imports `handle` at its top level."""
+    try:
+        module = ast.parse(source)
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None) or 1
+        raise BadSpec(
+            f"Expected Python in {_HANDLER}, found at line {line}: "
+            f"{getattr(error, 'msg', None) or error}.",
+            "Correct it.",
+        ) from error
+    names = [name for statement in module.body for name in _defined(statement)]
+    if "handle" not in names:
+        raise BadSpec(
+            f"Expected a function handle(event, context) in {_HANDLER}, "
+            f"found {', '.join(names[:8]) or 'no definition'}.",
+            "Define handle at the top level.",
+        )
+
+
+def _defined(statement: ast.stmt) -> list[str]:
+    match statement:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+            return [name]
+        case ast.ClassDef(name=name):
+            return [name]
+        case ast.Import(names=names) | ast.ImportFrom(names=names):
+            return [(alias.asname or alias.name).split(".")[0] for alias in names]
+        case ast.Assign(targets=targets):
+            return [target.id for target in targets if isinstance(target, ast.Name)]
+        case ast.If(body=body, orelse=orelse):
+            return [name for inner in (*body, *orelse) for name in _defined(inner)]
+        case ast.Try(body=body, handlers=handlers):
+            excepted = [inner for handler in handlers for inner in handler.body]
+            return [name for inner in (*body, *excepted) for name in _defined(inner)]
+        case _:
+            return []
+
+
+def _packed(files: dict[str, bytes]) -> bytes:
+    """A tar.gz without times, owners and order of arrival: the same files, the same digest."""
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name in sorted(files):
+            member = tarfile.TarInfo(name)
+            member.size = len(files[name])
+            member.mode = 0o644
+            archive.addfile(member, io.BytesIO(files[name]))
+    return gzip.compress(tar.getvalue(), mtime=0)

@@ -1,0 +1,189 @@
+"""What the control routes do with functions: deploy, list, scale, remove. Blocking code."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from stoker.gateway.metrics import Metrics
+from stoker.placement.errors import (
+    BadRequest,
+    BadSpec,
+    FunctionNotFound,
+    VersionConflict,
+)
+from stoker.placement.names import DEFAULT_NAMESPACE, split_function_name, valid_namespace
+from stoker.placement.records import CheckpointRef, FunctionRecord, decode, encode
+from stoker.placement.spec import FunctionDraft, parse_deployment, record_from_draft, status_of
+from stoker.placement.store import ABSENT, Change, Entry
+from stoker.placement.view import Snapshot
+
+WRITE_TRIES_MAXIMUM = 5
+REPLICAS_MAXIMUM = 1_000_000
+# After a scale call its number is told as it was asked; then what placement made of it.
+SCALED_SECONDS = 5.0
+
+
+class FunctionStore(Protocol):
+    """What this module needs of the store."""
+
+    def get(self, path: str) -> Entry | None: ...
+
+    def put(self, path: str, value: bytes, *, version: int | None = None) -> int: ...
+
+    def delete(self, path: str, *, version: int | None = None) -> bool: ...
+
+
+class ReadView(Protocol):
+    """What this module needs of the view."""
+
+    def snapshot(self) -> Snapshot: ...
+
+    def apply(self, change: Change) -> None: ...
+
+
+class Functions:
+    """`resolve` pins a checkpoint by its URI; it may take minutes."""
+
+    def __init__(
+        self,
+        store: FunctionStore,
+        view: ReadView,
+        resolve: Callable[[str], CheckpointRef],
+        metrics: Metrics,
+    ) -> None:
+        self._store = store
+        self._view = view
+        self._resolve = resolve
+        self._metrics = metrics
+        self._scaled_at: dict[str, float] = {}
+
+    def deploy(self, body: Mapping[str, Any], query_namespace: str, *, must_exist: bool) -> None:
+        """Create or replace; FunctionNotFound if it `must_exist` and does not, BadSpec, …"""
+        draft = parse_deployment(body, query_namespace or DEFAULT_NAMESPACE)
+        path = f"/functions/{draft.namespace}/{draft.name}"
+        if must_exist and self._store.get(path) is None:
+            raise _missing(f"{draft.name}.{draft.namespace}")
+        checkpoint = self._resolve(draft.model_uri) if draft.model_uri else None
+        code_digest = None if draft.model_uri else self._code_digest(draft)
+
+        def next_record(present: FunctionRecord | None) -> FunctionRecord:
+            if present is None and must_exist:
+                raise _missing(f"{draft.name}.{draft.namespace}")
+            return record_from_draft(
+                draft,
+                checkpoint,
+                code_digest,
+                present.created_at if present else time.time(),
+                present.generation + 1 if present else 1,
+            )
+
+        self._write(path, next_record)
+
+    def scale(self, name: str, body: Mapping[str, Any], query_namespace: str) -> None:
+        """Ask for a number of instances, at most the function's maximum."""
+        replicas = body.get("replicas")
+        whole = isinstance(replicas, int) and not isinstance(replicas, bool)
+        if not whole or not 0 <= replicas <= REPLICAS_MAXIMUM:
+            raise BadRequest(
+                f"Expected a whole number of at least 0 as replicas, found {replicas!r:.80}.",
+                "Correct replicas.",
+            )
+        key = self._key(body.get("serviceName") or name, body, query_namespace)
+        present = self._view.snapshot().functions.get(key)
+        path = _path(key)
+        if present is None and self._store.get(path) is None:
+            raise _missing(key)
+
+        def next_record(record: FunctionRecord | None) -> FunctionRecord:
+            if record is None:
+                raise _missing(key)
+            return replace(record, replicas_requested=min(replicas, record.scaling.maximum))
+
+        self._write(path, next_record)
+        self._scaled_at[key] = time.monotonic()
+
+    def remove(self, body: Mapping[str, Any], query_namespace: str) -> None:
+        key = self._key(body.get("functionName"), body, query_namespace)
+        path = _path(key)
+        if not self._store.delete(path):
+            raise _missing(key)
+        self._view.apply(Change(path, None))
+        self._scaled_at.pop(key, None)
+
+    def list(self, namespace: str) -> list[dict[str, Any]]:
+        """The status of every function of a namespace, by name."""
+        wanted = valid_namespace(namespace or DEFAULT_NAMESPACE)
+        snapshot = self._view.snapshot()
+        chosen = (f for f in snapshot.functions.values() if f.namespace == wanted)
+        return [self._status(snapshot, f) for f in sorted(chosen, key=lambda f: f.name)]
+
+    def describe(self, name: str, query_namespace: str) -> dict[str, Any]:
+        key = self._key(name, {}, query_namespace)
+        snapshot = self._view.snapshot()
+        function = snapshot.functions.get(key)
+        if function is None:
+            raise _missing(key)
+        return self._status(snapshot, function)
+
+    def namespaces(self) -> list[str]:
+        used = (f.namespace for f in self._view.snapshot().functions.values())
+        return sorted({DEFAULT_NAMESPACE, *used})
+
+    def _status(self, snapshot: Snapshot, function: FunctionRecord) -> dict[str, Any]:
+        assigned = len(snapshot.assignments_of(function.key))
+        requested = function.replicas_requested
+        recent = time.monotonic() - self._scaled_at.get(function.key, -SCALED_SECONDS)
+        replicas = max(assigned, function.scaling.minimum)
+        if requested is not None and recent < SCALED_SECONDS:
+            replicas = requested
+        available = serving_counts(snapshot, (function.key,))[function.key]
+        count = self._metrics.invocation_count(function.key)
+        return status_of(function, replicas, available, count)
+
+    def _code_digest(self, draft: FunctionDraft) -> str:
+        image = self._view.snapshot().images.get(draft.image)
+        if image is None:
+            raise BadSpec(
+                f"The image {draft.image!r:.200} was never built here.",
+                "Deploy with `stoker deploy`, or build it with a remote builder first.",
+            )
+        return image.code_digest
+
+    def _key(self, name: object, body: Mapping[str, Any], query_namespace: str) -> str:
+        """The function key: a namespace in the body wins over the query, and it over the name."""
+        text = name if isinstance(name, str) else ""
+        plain, namespace = split_function_name(text)
+        namespace = valid_namespace(body.get("namespace") or query_namespace or namespace)
+        return f"{plain}.{namespace}"
+
+    def _write(
+        self, path: str, next_record: Callable[[FunctionRecord | None], FunctionRecord]
+    ) -> None:
+        """Compare and set, again if somebody else wrote in between."""
+        for left in reversed(range(WRITE_TRIES_MAXIMUM)):
+            entry = self._store.get(path)
+            value = encode(next_record(decode(FunctionRecord, entry.value) if entry else None))
+            try:
+                version = self._store.put(path, value, version=entry.version if entry else ABSENT)
+            except VersionConflict:
+                if not left:
+                    raise
+                continue
+            self._view.apply(Change(path, Entry(path, value, version)))
+            return
+
+
+def serving_counts(snapshot: Snapshot, keys: Iterable[str]) -> dict[str, int]:
+    return {key: sum(i.state == "serving" for i in snapshot.instances_of(key)) for key in keys}
+
+
+def _path(key: str) -> str:
+    name, _, namespace = key.rpartition(".")
+    return f"/functions/{namespace}/{name}"
+
+
+def _missing(key: str) -> FunctionNotFound:
+    return FunctionNotFound(f"Expected a deployed function, found none called {key!r:.140}.")

@@ -1,0 +1,159 @@
+"""The running gateway: everything that lives as long as one worker process, and its routes."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+from a2wsgi import WSGIMiddleware
+
+from stoker.gateway.agent_client import RESOLVE_SECONDS, AgentClient
+from stoker.gateway.app import ControlPlane, create_app
+from stoker.gateway.auth import Credentials
+from stoker.gateway.builder import BUILD_BYTES_MAXIMUM
+from stoker.gateway.exchange import (
+    BufferBudget,
+    ClientGone,
+    Reply,
+    Request,
+    Send,
+    error_answer,
+)
+from stoker.gateway.functions import Functions
+from stoker.gateway.invoke import Invoker
+from stoker.gateway.logs import SystemLogs
+from stoker.gateway.metrics import Metrics
+from stoker.gateway.openai import OpenAi
+from stoker.gateway.placement_client import PlacementClient
+from stoker.gateway.router import Router
+from stoker.gateway.settings import MIB, Settings
+from stoker.gateway.upstream import Upstream, open_session
+from stoker.placement.errors import DeadlineExceeded, StokerError
+from stoker.placement.records import CheckpointRef
+from stoker.placement.store import Store
+from stoker.placement.view import View
+
+CONTROL_THREADS = 8
+
+_log = structlog.get_logger()
+
+
+class Gateway:
+    """To be made inside the worker's event loop; owns its store session and connections."""
+
+    def __init__(self, settings: Settings, store: Store, view: View) -> None:
+        token, credentials = settings.cluster_token(), Credentials(settings.password())
+        gateway_id = f"gateway-{uuid.uuid4().hex[:12]}"
+        self._loop = asyncio.get_running_loop()
+        self._store, self._view = store, view
+        self._session = open_session()
+        self._agents = AgentClient(self._session, token)
+        placement = PlacementClient(
+            self._session, lambda: view.snapshot().leader, gateway_id, token
+        )
+        metrics = Metrics()
+        self._router = Router(view.snapshot, placement, settings.queue_seconds)
+        self._invoker = Invoker(
+            view.snapshot,
+            self._router,
+            Upstream(self._session, settings.response_head_seconds),
+            metrics,
+            credentials,
+            token,
+            settings.body_bytes_maximum,
+        )
+        self._openai = OpenAi(
+            view.snapshot, self._invoker, credentials, settings.body_bytes_maximum
+        )
+        self._logs = SystemLogs(view.snapshot, self._agents, credentials)
+        self._budget = BufferBudget(settings.buffered_bytes_maximum)
+        self._control = WSGIMiddleware(
+            create_app(
+                ControlPlane(
+                    Functions(store, view, self._resolve, metrics),
+                    view.snapshot,
+                    self._router.in_flight,
+                    metrics,
+                    credentials,
+                    store,
+                    view,
+                )
+            ),
+            workers=CONTROL_THREADS,
+        )
+        self._refresh_due = False
+        view.on_change(self._on_change)
+        self._report = asyncio.create_task(placement.report_forever(self._tick))
+
+    async def close(self) -> None:
+        """Stop reporting and close every connection; requests must have ended."""
+        self._report.cancel()
+        self._router.close()
+        self._control.executor.shutdown(wait=False, cancel_futures=True)
+        await self._session.close()
+        self._view.close()
+        await asyncio.to_thread(self._store.close)
+
+    async def serve(self, scope: MutableMapping[str, Any], receive: Any, send: Send) -> None:
+        """Answer one HTTP request."""
+        request, reply = Request(scope, receive, self._budget), Reply(send)
+        path = request.path
+        try:
+            if path.startswith("/function/"):
+                await self._invoker.function_route(request, reply)
+            elif path.startswith(("/v1/", "/openai/v1/")):
+                await self._openai.route(request, reply)
+            elif path == "/healthz":
+                await reply.whole(200, [(b"content-type", b"text/plain")], b"OK")
+            elif path == "/system/logs" and request.method == "GET":
+                await self._logs.route(request, reply)
+            else:
+                await self._control_route(request, reply, send)
+        except ClientGone:
+            return
+        except StokerError as error:
+            if not reply.status:
+                await reply.whole(*error_answer(error, request.header(b"accept")))
+        finally:
+            request.release()
+        if reply.finished:
+            await request.discard()
+
+    async def _control_route(self, request: Request, reply: Reply, send: Send) -> None:
+        """Hand the whole request to Flask: its threads never wait for a slow client."""
+        body = await request.read(BUILD_BYTES_MAXIMUM if request.path == "/build" else MIB)
+        kept = [h for h in request.headers if h[0] not in (b"content-length", b"transfer-encoding")]
+        length = (b"content-length", str(len(body)).encode())
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._control({**request.scope, "headers": [*kept, length]}, receive, send)
+
+    def _tick(self) -> Any:
+        """The demand now. Its second is also when queues notice that time has passed."""
+        self._router.refresh()
+        return self._router.demand()
+
+    def _on_change(self) -> None:
+        """The view changed; many changes at once cause one look at the queues."""
+        if not self._refresh_due and not self._loop.is_closed():
+            self._refresh_due = True
+            self._loop.call_soon_threadsafe(self._refresh)
+
+    def _refresh(self) -> None:
+        self._refresh_due = False
+        self._router.refresh()
+
+    def _resolve(self, uri: str) -> CheckpointRef:
+        """Pin a checkpoint, from one of Flask's threads."""
+        nodes = list(self._view.snapshot().nodes.values())
+        future = asyncio.run_coroutine_threadsafe(self._agents.resolve(nodes, uri), self._loop)
+        try:
+            return future.result(RESOLVE_SECONDS + 5)
+        except TimeoutError as error:
+            future.cancel()
+            raise DeadlineExceeded(f"No node read {uri} within {RESOLVE_SECONDS:g} s.") from error

@@ -1,0 +1,268 @@
+"""The hot path: one request to one instance of a function, streamed both ways.
+
+    client ──> read the body ──> slot (router) ──> instance ──> head ──> chunk, chunk, … ──> end
+                                    ^                 │
+                                    └── not taken: ───┘  at most 3 tries, while nothing was sent
+
+No framework, no I/O but the two connections. Whatever ends the client's connection ends the
+instance's at once.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import orjson
+import structlog
+
+from stoker.gateway.auth import Credentials
+from stoker.gateway.exchange import ClientGone, Headers, Reply, Request, error_answer
+from stoker.gateway.headers import call_id_of, client_headers, instance_headers
+from stoker.gateway.metrics import Metrics
+from stoker.gateway.router import Router, Slot
+from stoker.gateway.sse import EventRelay, error_event
+from stoker.gateway.upstream import NotTaken, Upstream, UpstreamResponse
+from stoker.placement.errors import (
+    FunctionNotFound,
+    InstanceLost,
+    StokerError,
+    Unavailable,
+)
+from stoker.placement.names import DEFAULT_NAMESPACE
+from stoker.placement.records import FunctionRecord
+from stoker.placement.view import Snapshot
+
+TRIES_MAXIMUM = 3
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
+CLIENT_GONE_CODE = 499
+_NOT_REACHED = "fetch;dur=0, load;dur=0, init;dur=0, prefill;dur=0"
+_PATH = re.compile(r"/function/([-a-zA-Z_0-9.]+)(/.*)?", re.DOTALL)
+
+_log = structlog.get_logger()
+
+
+class Surface(Protocol):
+    """How the errors of one family of routes look; `headers` go on every response of it."""
+
+    headers: Headers
+
+    def error(self, error: StokerError) -> tuple[int, Headers, bytes]:
+        """Status, headers and body of a platform error."""
+
+    def stream_error(self, error: StokerError) -> bytes:
+        """The data of the event that ends a broken stream."""
+
+    async def translated(self, response: UpstreamResponse) -> bytes | None:
+        """Another body for the instance's response, or None to pass it on as it is."""
+
+
+class FunctionSurface:
+    """/function/*: a sentence, or the error's wire form for who accepts JSON."""
+
+    def __init__(self, request: Request) -> None:
+        self.headers: Headers = []
+        self._accept = request.header(b"accept")
+
+    def error(self, error: StokerError) -> tuple[int, Headers, bytes]:
+        return error_answer(error, self._accept)
+
+    def stream_error(self, error: StokerError) -> bytes:
+        return orjson.dumps({"error": error.to_wire()})
+
+    async def translated(self, response: UpstreamResponse) -> bytes | None:  # noqa: ARG002
+        return None
+
+
+@dataclass(slots=True)
+class Call:
+    """One invocation under way."""
+
+    request: Request
+    reply: Reply
+    surface: Surface
+    call_id: str
+    start_nanoseconds: int = field(default_factory=time.time_ns)
+    arrived_at: float = field(default_factory=time.monotonic)
+    function: FunctionRecord | None = None
+    queue_seconds: float = 0.0
+    place_seconds: float = 0.0
+    code: int = 0
+
+    def headers(self, served_by: str = "", stages: str = "") -> Headers:
+        """What the gateway says on every response; `stages` is the instance's Server-Timing."""
+        timing = (
+            f"queue;dur={self.queue_seconds * 1000:.3f}, "
+            f"place;dur={self.place_seconds * 1000:.3f}, {stages or _NOT_REACHED}"
+        )
+        duration_seconds = time.monotonic() - self.arrived_at
+        said = [
+            *self.surface.headers,
+            (b"x-call-id", self.call_id.encode()),
+            (b"x-start-time", str(self.start_nanoseconds).encode()),
+            (b"x-duration-seconds", f"{duration_seconds:f}".encode()),
+            (b"server-timing", timing.encode("latin-1", "replace")),
+        ]
+        if served_by:
+            said.append((b"x-served-by", served_by.encode()))
+        return said
+
+
+class Invoker:
+    def __init__(
+        self,
+        snapshot: Callable[[], Snapshot],
+        router: Router,
+        upstream: Upstream,
+        metrics: Metrics,
+        credentials: Credentials,
+        cluster_token: str,
+        body_bytes_maximum: int,
+    ) -> None:
+        self._snapshot = snapshot
+        self._router = router
+        self._upstream = upstream
+        self._metrics = metrics
+        self._credentials = credentials
+        self._cluster_token = cluster_token
+        self._body_bytes_maximum = body_bytes_maximum
+
+    async def function_route(self, request: Request, reply: Reply) -> None:
+        """/function/<name>[.<namespace>][/path]"""
+        call = Call(request, reply, FunctionSurface(request), call_id_of(request))
+        if request.method not in METHODS:
+            allow = (b"allow", ", ".join(METHODS).encode())
+            await reply.whole(405, [allow, *call.headers()], b"")
+            return
+        matched = _PATH.fullmatch(request.path)
+        await self.answer(call, matched[1] if matched else "", (matched and matched[2]) or "/")
+
+    async def answer(self, call: Call, name: str, path: str) -> None:
+        """Answer the call by the function called `name`, or with a typed error."""
+        try:
+            call.function = self.find(name)
+            self._metrics.begin(call.function.key)
+            if not call.request.body:
+                await call.request.read(self._body_bytes_maximum)
+            async with call.request.while_connected():
+                await self._forward(call, call.function, path)
+        except ClientGone:
+            call.code = CLIENT_GONE_CODE
+        except StokerError as error:
+            await self.refuse(call, error)
+        finally:
+            if call.function is not None:
+                seconds = time.monotonic() - call.arrived_at
+                self._metrics.end(call.function.key, call.code or call.reply.status, seconds)
+
+    async def refuse(self, call: Call, error: StokerError) -> None:
+        """Answer with a platform error."""
+        status, headers, body = call.surface.error(error)
+        await call.reply.whole(status, [*headers, *call.headers()], body)
+
+    def find(self, name: str) -> FunctionRecord:
+        """The function called `name` or `name.namespace`; FunctionNotFound."""
+        key = name if "." in name else f"{name}.{DEFAULT_NAMESPACE}"
+        function = self._snapshot().functions.get(key)
+        if function is None:
+            raise FunctionNotFound(f"Expected a deployed function, found none called {name!r:.80}.")
+        return function
+
+    async def _forward(self, call: Call, function: FunctionRecord, path: str) -> None:
+        request = call.request
+        target_path = f"{path}?{request.query}" if request.query else path
+        headers = instance_headers(
+            request,
+            call.call_id,
+            call.start_nanoseconds,
+            self._cluster_token,
+            self._credentials.either,
+        )
+        for attempt in range(TRIES_MAXIMUM):
+            slot = await self._acquire(call, function, again=attempt > 0)
+            dispatched_at = time.monotonic()
+            lasted: float | None = None
+            try:
+                response = await self._upstream.open(
+                    slot.target.address, request.method, target_path, headers, request.body
+                )
+                try:
+                    await self._relay(call, slot, response)
+                finally:
+                    response.close()
+                lasted = time.monotonic() - dispatched_at
+                return
+            except NotTaken:
+                self._router.drop(slot)
+            except InstanceLost as error:
+                if call.reply.status or not _repeatable(error, slot, function):
+                    raise
+                self._router.drop(slot)
+            finally:
+                self._router.release(slot, lasted)
+        raise Unavailable(
+            f"Expected an instance of {function.key} to take the request, "
+            f"found none in {TRIES_MAXIMUM} tries.",
+            "Send the request again.",
+            retry_after_seconds=1,
+        )
+
+    async def _acquire(self, call: Call, function: FunctionRecord, *, again: bool) -> Slot:
+        began_at = time.monotonic()
+        try:
+            slot = await self._router.acquire(function, again=again)
+        except StokerError:
+            call.queue_seconds += time.monotonic() - began_at
+            raise
+        call.queue_seconds += slot.queue_seconds
+        call.place_seconds += slot.place_seconds
+        return slot
+
+    async def _relay(self, call: Call, slot: Slot, response: UpstreamResponse) -> None:
+        """Pass the response on, each chunk as it comes."""
+        reply = call.reply
+        changed = await call.surface.translated(response)
+        # The head goes out with the first bytes, so that a loss before them has its own status.
+        chunk, ended = (changed, True) if changed is not None else await response.read_some()
+        if not slot.target.serving:
+            self._metrics.cold_start(slot.function, time.monotonic() - call.arrived_at)
+        headers = client_headers(response.raw_headers)
+        if changed is not None:
+            headers = [h for h in headers if h[0] not in (b"content-length", b"content-type")]
+            headers.append((b"content-type", b"application/json"))
+            headers.append((b"content-length", str(len(changed)).encode()))
+        stages = response.header("Server-Timing")
+        await reply.start(
+            response.status, [*headers, *call.headers(slot.target.instance_id, stages)]
+        )
+        events = EventRelay() if _is_event_stream(response) else None
+        try:
+            while not ended:
+                await reply.write(events.feed(chunk) if events else chunk)
+                chunk, ended = await response.read_some()
+            await reply.finish(events.feed(chunk) + events.rest() if events else chunk)
+        except InstanceLost as error:
+            call.code = error.status
+            _log.warning("stream_lost", function=slot.function, call_id=call.call_id)
+            if events is not None:
+                await reply.finish(error_event(call.surface.stream_error(error)))
+            # Otherwise the reply stays unfinished, and the client sees a broken body.
+
+
+def _repeatable(error: InstanceLost, slot: Slot, function: FunctionRecord) -> bool:
+    """Whether a lost request may be sent to another instance.
+
+    It may if it never left whole, or if the instance did not serve yet and runs no code of the
+    user's: then nothing can have come of it.
+    """
+    never_served = not slot.target.serving and function.code_digest is None
+    return not error.details["request_sent"] or never_served
+
+
+def _is_event_stream(response: UpstreamResponse) -> bool:
+    kind = response.header("Content-Type").partition(";")[0].strip().lower()
+    framed = response.header("Content-Encoding") or response.header("Content-Length")
+    return kind == "text/event-stream" and not framed

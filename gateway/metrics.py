@@ -1,0 +1,78 @@
+"""The gateway's metrics. A label names a deployed function only, so their number is bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from stoker.placement.records import FunctionRecord
+
+_CALL_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_COLD_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 8, 13, 20, 40, 80, 160, 320)
+
+
+class Metrics:
+    """Counts from many threads; `function_name` is a function key, `code` an HTTP status."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._started = Counter(
+            "gateway_function_invocation_started",
+            "Invocations that began.",
+            ["function_name"],
+            registry=self._registry,
+        )
+        self._total = Counter(
+            "gateway_function_invocation",
+            "Invocations that ended; code 499 means that the client left.",
+            ["function_name", "code"],
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "gateway_functions_seconds",
+            "From the arrival of a request to the end of its response.",
+            ["function_name", "code"],
+            buckets=_CALL_BUCKETS,
+            registry=self._registry,
+        )
+        self._cold_seconds = Histogram(
+            "gateway_cold_start_seconds",
+            "From arrival to the response's first byte, of requests whose instance still started.",
+            ["function_name"],
+            buckets=_COLD_BUCKETS,
+            registry=self._registry,
+        )
+        self._services = Gauge(
+            "gateway_service_count",
+            "Instances that serve.",
+            ["function_name"],
+            registry=self._registry,
+        )
+        self._counts: dict[str, int] = {}
+
+    def begin(self, function_key: str) -> None:
+        self._counts[function_key] = self._counts.get(function_key, 0) + 1
+        self._started.labels(function_key).inc()
+
+    def end(self, function_key: str, code: int, seconds: float) -> None:
+        self._total.labels(function_key, str(code)).inc()
+        self._seconds.labels(function_key, str(code)).observe(seconds)
+
+    def cold_start(self, function_key: str, seconds: float) -> None:
+        self._cold_seconds.labels(function_key).observe(seconds)
+
+    def invocation_count(self, function_key: str) -> int:
+        """Invocations through this gateway since it started or the function was deployed."""
+        return self._counts.get(function_key, 0)
+
+    def render(self, functions: Mapping[str, FunctionRecord], serving: Mapping[str, int]) -> bytes:
+        """The exposition text; what was counted for functions that are gone is forgotten."""
+        for key in [key for key in list(self._counts) if key not in functions]:
+            del self._counts[key]
+            for metric in (self._started, self._total, self._seconds, self._cold_seconds):
+                metric.remove_by_labels({"function_name": key})
+        self._services.clear()
+        for key in functions:
+            self._services.labels(key).set(serving.get(key, 0))
+        return generate_latest(self._registry)

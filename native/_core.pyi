@@ -1,0 +1,209 @@
+"""The Python surface of the native loader.
+
+System errors are OSError with errno, message and filename. A bad argument is a ValueError or
+TypeError. Every blocking call lets other Python threads run.
+"""
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Final, Literal
+
+from typing_extensions import Buffer
+
+CHUNK_BYTES: Final = 16777216
+
+class HeaderError(ValueError):
+    """A safetensors header breaks the format.
+
+    `kind`: short_file, header_length, beyond_file, truncated, json, utf8, duplicate_key, field,
+    dtype, shape, offsets, hole, overlap, trailing_bytes or too_many_tensors. `offset` is the
+    position in the file.
+    """
+
+    kind: str
+    offset: int
+
+class ChunkError(RuntimeError):
+    """A chunk's bytes do not have the digest they should. Digests are 32 hex digits.
+
+    `path` and `offset` say where the bytes came from ("" and 0 when `commit` found it).
+    """
+
+    ordinal: int
+    path: str
+    offset: int
+    expected: str
+    found: str
+
+class Cancelled(RuntimeError): ...
+
+def digest(buffer: Buffer) -> bytes:
+    """The 16 bytes of the chunk digest: CRC32C of each contiguous quarter, big-endian."""
+
+def header_bytes(buffer: Buffer, file_bytes: int) -> int:
+    """Where the data section begins (8 + the JSON's length), from a file's first 8 bytes."""
+
+def parse_header(
+    buffer: Buffer, file_bytes: int
+) -> list[tuple[str, str, tuple[int, ...], int, int]]:
+    """(name, dtype, shape, begin, end) of each tensor, sorted by begin.
+
+    `buffer` starts with the whole header; `begin` and `end` count from the data section, and
+    cover it without hole or overlap. Raises HeaderError.
+    """
+
+def parse_metadata(buffer: Buffer, file_bytes: int) -> dict[str, str]:
+    """The `__metadata__` of the header. Raises HeaderError."""
+
+def read_file(
+    path: str | bytes | PathLike[str],
+    region: Region,
+    file_offset: int,
+    byte_count: int,
+    threads: int = 4,
+    direct: bool = True,
+) -> None:
+    """Read bytes [file_offset, file_offset + byte_count) of a file to the region's front.
+
+    Raises OSError; EIO when the file ends early.
+    """
+
+class Region(Buffer):
+    """Private writable memory, in huge pages where the kernel gives them."""
+
+    def __init__(self, byte_count: int, huge_pages: bool = True) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def huge_pages(self) -> bool:
+        """Whether huge pages back memory that was touched so far."""
+
+class Mapping(Buffer):
+    """Chunks of a pool side by side in one private writable range.
+
+    What is written stays in this process. `pool_fd` may be read-only and may be closed afterwards.
+    """
+
+    def __init__(self, pool_fd: int, chunks: Sequence[int], byte_count: int) -> None: ...
+    def __len__(self) -> int: ...
+    def populate(self) -> None:
+        """Map every page now, so that no later read faults."""
+
+class Pool:
+    """Shared memory for checkpoints, handed out in whole chunks.
+
+    Chunks that are released while someone still has them mapped change under that someone.
+    """
+
+    def __init__(self, capacity_bytes: int) -> None: ...
+    @property
+    def fd(self) -> int: ...
+    @property
+    def reader_fd(self) -> int:
+        """The same memory through a descriptor that cannot be written by."""
+    @property
+    def chunk_count(self) -> int: ...
+    @property
+    def capacity_bytes(self) -> int: ...
+    @property
+    def free_count(self) -> int: ...
+    @property
+    def huge_pages(self) -> bool:
+        """Whether huge pages really back the pool."""
+    @property
+    def prefaulted_bytes(self) -> int: ...
+    def allocate(self, count: int) -> list[int]:
+        """`count` chunks, lowest first. Raises MemoryError, and then takes none."""
+    def release(self, chunks: Sequence[int]) -> None:
+        """Give chunks back; all or none. Raises ValueError for one that is not allocated."""
+    def prefault(self, threads: int = 1) -> None:
+        """Fault the pool in, in background threads of idle priority. Contents stay."""
+    def chunk(self, index: int) -> memoryview:
+        """The 16 MiB of one chunk, writable; the view keeps the pool alive."""
+
+class Progress:
+    """How far a load is, in a page that other processes share and wait on.
+
+    `total_bytes` is the extent of the checkpoint's address space: it ends in the last chunk.
+    """
+
+    def __init__(self, chunk_count: int, total_bytes: int) -> None: ...
+    @staticmethod
+    def open(fd: int) -> Progress:
+        """Join the page behind a descriptor, which may be closed afterwards."""
+    @property
+    def fd(self) -> int: ...
+    @property
+    def chunk_count(self) -> int: ...
+    @property
+    def total_bytes(self) -> int: ...
+    @property
+    def watermark_bytes(self) -> int:
+        """Bytes of address space ready from the start, without a gap."""
+    @property
+    def state(self) -> Literal["loading", "complete", "failed", "cancelled"]: ...
+    @property
+    def error(self) -> str: ...
+    fetch_seconds: float
+    load_seconds: float
+    def is_ready(self, ordinal: int) -> bool: ...
+    def publish(self, ordinal: int) -> None:
+        """Mark a chunk as ready; `Load` does so for what it has verified."""
+    def complete(self) -> None:
+        """End the load well. Raises ValueError while chunks are missing."""
+    def fail(self, message: str) -> None:
+        """End the load with a message, of which 2048 bytes are kept."""
+    def cancel(self) -> None: ...
+    def wait(self, watermark_bytes: int, timeout_seconds: float) -> int:
+        """Wait until so much is ready or the load has ended; returns the watermark.
+
+        Look at `state` when less came back than was asked for. Raises TimeoutError.
+        """
+
+class ReadRequest:
+    """Chunk `ordinal` of a load lies in the file at `file_offset`."""
+
+    def __init__(
+        self, path: str | bytes | PathLike[str], file_offset: int, ordinal: int
+    ) -> None: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def file_offset(self) -> int: ...
+    @property
+    def ordinal(self) -> int: ...
+
+class Load:
+    """One checkpoint on its way into the pool; nothing unverified is ever published.
+
+    Chunk i goes to pool chunk `chunks[i]`, has `sizes[i]` bytes, and must have `digests[i]`
+    where that is not None.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        chunks: Sequence[int],
+        sizes: Sequence[int],
+        digests: Sequence[bytes | None],
+        progress: Progress,
+    ) -> None: ...
+    def read(
+        self, requests: Sequence[ReadRequest], threads: int = 4, direct: bool = True
+    ) -> None:
+        """Read, verify and publish chunks, begun in this order, several at a time.
+
+        The first error stops what has not begun. Raises OSError, ChunkError or Cancelled, and
+        ValueError for a chunk that is committed or in use.
+        """
+    def fill(self, ordinal: int) -> memoryview:
+        """The memory to write chunk `ordinal` to; valid until `commit` or `abandon`."""
+    def commit(self, ordinal: int) -> bytes:
+        """Verify and publish a filled chunk; returns its digest. Raises ChunkError."""
+    def abandon(self, ordinal: int) -> None:
+        """Give a chunk that is being filled back, so that it can be read or filled anew."""
+    def write(self, ordinal: int, path: str | bytes | PathLike[str]) -> None:
+        """Write a committed chunk to a file, whole or not at all, and synced."""
+    def digest(self, ordinal: int) -> bytes | None:
+        """The digest of a committed chunk, else None."""
+    def cancel(self) -> None:
+        """Stop reads soon; they, and every later fill, read and commit, raise Cancelled."""

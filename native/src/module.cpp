@@ -1,0 +1,399 @@
+// The Python face of the loader: conversions, the GIL and exceptions, nothing else.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <exception>
+
+#include "chunk.h"
+#include "digest.h"
+#include "error.h"
+#include "header.h"
+#include "load.h"
+#include "mapping.h"
+#include "pool.h"
+#include "progress.h"
+#include "region.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using stoker::Load;
+using stoker::Mapping;
+using stoker::Pool;
+using stoker::Progress;
+using stoker::ReadRequest;
+using stoker::Region;
+using Released = nb::call_guard<nb::gil_scoped_release>;
+
+// Made once, when the module is; they live as long as the process.
+PyObject* header_error = nullptr;
+PyObject* chunk_error = nullptr;
+PyObject* cancelled_error = nullptr;
+
+void make_exception(nb::module_& module, const char* name, PyObject* base, PyObject*& slot) {
+  const std::string qualified = std::string("stoker.native.") + name;
+  slot = PyErr_NewException(qualified.c_str(), base, nullptr);
+  if (slot == nullptr) throw nb::python_error();
+  module.attr(name) = nb::borrow(slot);
+}
+
+nb::object decode_path(const std::string& path) {
+  return nb::steal(
+      PyUnicode_DecodeFSDefaultAndSize(path.data(), static_cast<Py_ssize_t>(path.size())));
+}
+
+nb::object decode_text(const std::string& text) {
+  return nb::steal(
+      PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "replace"));
+}
+
+void raise_system_error(const stoker::SystemError& error) {
+  const nb::object filename = error.path.empty() ? nb::none() : decode_path(error.path);
+  const nb::object value =
+      nb::borrow(PyExc_OSError)(error.code, decode_text(error.what()), filename);
+  PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(value.ptr())), value.ptr());
+}
+
+void raise_header_error(const stoker::HeaderError& error) {
+  const nb::object value = nb::borrow(header_error)(decode_text(error.what()));
+  value.attr("kind") = error.kind;
+  value.attr("offset") = error.offset;
+  PyErr_SetObject(header_error, value.ptr());
+}
+
+void raise_chunk_error(const stoker::ChunkError& error) {
+  const nb::object value = nb::borrow(chunk_error)(decode_text(error.what()));
+  value.attr("ordinal") = error.ordinal;
+  value.attr("path") = decode_path(error.path);
+  value.attr("offset") = error.offset;
+  value.attr("expected") = error.expected;
+  value.attr("found") = error.found;
+  PyErr_SetObject(chunk_error, value.ptr());
+}
+
+void translate(const std::exception_ptr& pointer, void*) {
+  try {
+    std::rethrow_exception(pointer);
+  } catch (const stoker::SystemError& error) {
+    raise_system_error(error);
+  } catch (const stoker::HeaderError& error) {
+    raise_header_error(error);
+  } catch (const stoker::ChunkError& error) {
+    raise_chunk_error(error);
+  } catch (const stoker::Cancelled& error) {
+    PyErr_SetString(cancelled_error, error.what());
+  } catch (const stoker::PoolExhausted& error) {
+    PyErr_SetString(PyExc_MemoryError, error.what());
+  }
+}
+
+// The bytes of any contiguous buffer, held while they are used.
+class Bytes {
+ public:
+  explicit Bytes(nb::handle object) {
+    if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_SIMPLE) != 0) throw nb::python_error();
+  }
+  Bytes(const Bytes&) = delete;
+  Bytes& operator=(const Bytes&) = delete;
+  ~Bytes() { PyBuffer_Release(&view_); }
+
+  std::span<const std::byte> span() const {
+    return {static_cast<const std::byte*>(view_.buf), static_cast<std::size_t>(view_.len)};
+  }
+
+ private:
+  Py_buffer view_{};
+};
+
+// Whatever os.fspath accepts, as the bytes that the file system knows.
+std::string path_of(nb::handle object) {
+  PyObject* encoded = nullptr;
+  if (PyUnicode_FSConverter(object.ptr(), &encoded) == 0) throw nb::python_error();
+  const nb::bytes bytes = nb::steal<nb::bytes>(encoded);
+  return {bytes.c_str(), bytes.size()};
+}
+
+stoker::Digest digest_of(const nb::bytes& bytes) {
+  stoker::Digest digest{};
+  if (bytes.size() != digest.size()) throw nb::value_error("expected digests of 16 bytes");
+  std::memcpy(digest.data(), bytes.data(), digest.size());
+  return digest;
+}
+
+nb::bytes bytes_of(const stoker::Digest& digest) { return nb::bytes(digest.data(), digest.size()); }
+
+int fill_buffer(PyObject* self, Py_buffer* view, int flags, std::span<std::byte> bytes) {
+  return PyBuffer_FillInfo(view, self, bytes.data(), static_cast<Py_ssize_t>(bytes.size()), 0,
+                           flags);
+}
+
+template <typename T>
+int get_buffer(PyObject* self, Py_buffer* view, int flags) {
+  return fill_buffer(self, view, flags, nb::inst_ptr<T>(self)->bytes());
+}
+
+template <typename T>
+PyType_Slot* buffer_slots() {
+  static PyType_Slot slots[] = {
+      {Py_bf_getbuffer, reinterpret_cast<void*>(&get_buffer<T>)},
+      {0, nullptr},
+  };
+  return slots;
+}
+
+// A piece of a pool that keeps the pool alive.
+struct Piece {
+  std::shared_ptr<Pool> pool;
+  std::span<std::byte> memory;
+  std::span<std::byte> bytes() const { return memory; }
+};
+
+nb::object memory_view(std::shared_ptr<Pool> pool, std::span<std::byte> memory) {
+  const nb::object piece = nb::cast(Piece{std::move(pool), memory});
+  PyObject* view = PyMemoryView_FromObject(piece.ptr());
+  if (view == nullptr) throw nb::python_error();
+  return nb::steal(view);
+}
+
+nb::bytes digest_buffer(nb::handle buffer) {
+  const Bytes bytes(buffer);
+  stoker::Digest digest{};
+  {
+    const nb::gil_scoped_release released;
+    digest = stoker::digest(bytes.span());
+  }
+  return bytes_of(digest);
+}
+
+stoker::Header parse(nb::handle buffer, std::uint64_t file_bytes) {
+  const Bytes bytes(buffer);
+  const nb::gil_scoped_release released;
+  return stoker::parse_header(bytes.span(), file_bytes);
+}
+
+nb::tuple shape_tuple(const std::vector<std::uint64_t>& shape) {
+  nb::list list;
+  for (const std::uint64_t dimension : shape) list.append(dimension);
+  return nb::tuple(list);
+}
+
+nb::list parse_header(nb::handle buffer, std::uint64_t file_bytes) {
+  const stoker::Header header = parse(buffer, file_bytes);
+  nb::list tensors;
+  for (const stoker::Tensor& tensor : header.tensors)
+    tensors.append(nb::make_tuple(tensor.name, nb::str(tensor.dtype.data(), tensor.dtype.size()),
+                                  shape_tuple(tensor.shape), tensor.begin, tensor.end));
+  return tensors;
+}
+
+nb::dict parse_metadata(nb::handle buffer, std::uint64_t file_bytes) {
+  const stoker::Header header = parse(buffer, file_bytes);
+  nb::dict metadata;
+  for (const auto& [key, value] : header.metadata)
+    metadata[nb::str(key.data(), key.size())] = nb::str(value.data(), value.size());
+  return metadata;
+}
+
+std::uint64_t header_bytes(nb::handle buffer, std::uint64_t file_bytes) {
+  const Bytes bytes(buffer);
+  return stoker::header_bytes(bytes.span(), file_bytes);
+}
+
+void read_file(nb::handle path, Region& region, std::uint64_t file_offset, std::size_t byte_count,
+               unsigned threads, bool direct) {
+  const std::string name = path_of(path);
+  const nb::gil_scoped_release released;
+  region.read_file(name, file_offset, byte_count, threads, direct);
+}
+
+// Signals of Python are handled between the waits, so that Ctrl-C ends one.
+std::uint64_t wait_for(const Progress& progress, std::uint64_t watermark_bytes,
+                       double timeout_seconds) {
+  const auto now = [] {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+  };
+  const double deadline = now() + timeout_seconds;
+  for (;;) {
+    Progress::Wait result{};
+    {
+      const nb::gil_scoped_release released;
+      result = progress.wait(watermark_bytes, std::max(0.0, deadline - now()));
+    }
+    if (result == Progress::Wait::reached || result == Progress::Wait::ended)
+      return progress.watermark_bytes();
+    if (result == Progress::Wait::interrupted) {
+      if (PyErr_CheckSignals() != 0) throw nb::python_error();
+      continue;
+    }
+    const std::string message = "expected " + std::to_string(watermark_bytes) + " bytes within " +
+                                std::to_string(timeout_seconds) + " s, found " +
+                                std::to_string(progress.watermark_bytes());
+    PyErr_SetString(PyExc_TimeoutError, message.c_str());
+    throw nb::python_error();
+  }
+}
+
+const char* state_name(const Progress& progress) {
+  switch (progress.state()) {
+    case stoker::State::loading:
+      return "loading";
+    case stoker::State::complete:
+      return "complete";
+    case stoker::State::cancelled:
+      return "cancelled";
+    case stoker::State::failed:
+      break;
+  }
+  return "failed";
+}
+
+std::shared_ptr<Load> make_load(std::shared_ptr<Pool> pool, std::vector<std::size_t> chunks,
+                                std::vector<std::size_t> sizes,
+                                const std::vector<std::optional<nb::bytes>>& digests,
+                                std::shared_ptr<Progress> progress) {
+  std::vector<std::optional<stoker::Digest>> expected;
+  for (const std::optional<nb::bytes>& digest : digests)
+    expected.push_back(digest ? std::optional(digest_of(*digest)) : std::nullopt);
+  return std::make_shared<Load>(std::move(pool), std::move(chunks), std::move(sizes),
+                                std::move(expected), std::move(progress));
+}
+
+void bind_memory(nb::module_& module) {
+  nb::class_<Piece>(module, "_Piece", nb::type_slots(buffer_slots<Piece>()));
+  nb::class_<Region>(module, "Region", nb::type_slots(buffer_slots<Region>()))
+      .def(nb::init<std::size_t, bool>(), "byte_count"_a, "huge_pages"_a = true)
+      .def("__len__", [](const Region& region) { return region.bytes().size(); })
+      .def_prop_ro("huge_pages", &Region::has_huge_pages);
+  nb::class_<Mapping>(module, "Mapping", nb::type_slots(buffer_slots<Mapping>()))
+      .def(nb::init<int, const std::vector<std::size_t>&, std::size_t>(), "pool_fd"_a, "chunks"_a,
+           "byte_count"_a)
+      .def("__len__", [](const Mapping& mapping) { return mapping.bytes().size(); })
+      .def("populate", &Mapping::populate, Released());
+  nb::class_<Pool>(module, "Pool")
+      .def(nb::init<std::size_t>(), "capacity_bytes"_a)
+      .def_prop_ro("fd", &Pool::fd)
+      .def_prop_ro("reader_fd", &Pool::reader_fd)
+      .def_prop_ro("chunk_count", &Pool::chunk_count)
+      .def_prop_ro("capacity_bytes",
+                   [](const Pool& pool) { return pool.chunk_count() * stoker::chunk_bytes; })
+      .def_prop_ro("free_count", &Pool::free_count)
+      .def_prop_ro("huge_pages", &Pool::has_huge_pages)
+      .def_prop_ro("prefaulted_bytes", &Pool::prefaulted_bytes)
+      .def("allocate", &Pool::allocate, "count"_a)
+      .def("release", &Pool::release, "chunks"_a)
+      .def("prefault", &Pool::prefault, "threads"_a = 1, Released())
+      .def(
+          "chunk",
+          [](std::shared_ptr<Pool> pool, std::size_t index) {
+            const std::span<std::byte> memory = pool->chunk(index);
+            return memory_view(std::move(pool), memory);
+          },
+          "index"_a);
+}
+
+void bind_progress(nb::module_& module) {
+  nb::class_<Progress>(module, "Progress")
+      .def(nb::init<std::size_t, std::uint64_t>(), "chunk_count"_a, "total_bytes"_a)
+      .def_static(
+          "open",
+          [](int fd) { return std::shared_ptr<Progress>(new Progress(Progress::open(fd))); },
+          "fd"_a)
+      .def_prop_ro("fd", &Progress::fd)
+      .def_prop_ro("chunk_count", &Progress::chunk_count)
+      .def_prop_ro("total_bytes", &Progress::total_bytes)
+      .def_prop_ro("watermark_bytes", &Progress::watermark_bytes)
+      .def_prop_ro("state", &state_name)
+      .def_prop_ro("error", [](const Progress& progress) { return decode_text(progress.error()); })
+      .def_prop_rw("fetch_seconds", &Progress::fetch_seconds, &Progress::set_fetch_seconds)
+      .def_prop_rw("load_seconds", &Progress::load_seconds, &Progress::set_load_seconds)
+      .def("is_ready", &Progress::is_ready, "ordinal"_a)
+      .def("publish", &Progress::publish, "ordinal"_a)
+      .def("complete", &Progress::complete)
+      .def(
+          "fail", [](Progress& progress, const std::string& message) { progress.fail(message); },
+          "message"_a)
+      .def("cancel", &Progress::cancel)
+      .def("wait", &wait_for, "watermark_bytes"_a, "timeout_seconds"_a);
+}
+
+void bind_load(nb::module_& module) {
+  nb::class_<ReadRequest>(module, "ReadRequest")
+      .def(
+          "__init__",
+          [](ReadRequest* self, nb::handle path, std::uint64_t file_offset, std::size_t ordinal) {
+            new (self) ReadRequest{path_of(path), file_offset, ordinal};
+          },
+          "path"_a, "file_offset"_a, "ordinal"_a)
+      .def_prop_ro("path", [](const ReadRequest& request) { return decode_path(request.path); })
+      .def_ro("file_offset", &ReadRequest::file_offset)
+      .def_ro("ordinal", &ReadRequest::ordinal);
+  nb::class_<Load>(module, "Load")
+      .def(nb::new_(&make_load), "pool"_a, "chunks"_a, "sizes"_a, "digests"_a, "progress"_a)
+      .def("read", &Load::read, "requests"_a, "threads"_a = 4, "direct"_a = true, Released())
+      .def(
+          "fill",
+          [](Load& load, std::size_t ordinal) {
+            const std::span<std::byte> memory = load.fill(ordinal);
+            return memory_view(load.pool(), memory);
+          },
+          "ordinal"_a)
+      .def(
+          "commit",
+          [](Load& load, std::size_t ordinal) {
+            stoker::Digest digest{};
+            {
+              const nb::gil_scoped_release released;
+              digest = load.commit(ordinal);
+            }
+            return bytes_of(digest);
+          },
+          "ordinal"_a)
+      .def("abandon", &Load::abandon, "ordinal"_a)
+      .def(
+          "write",
+          [](const Load& load, std::size_t ordinal, nb::handle path) {
+            const std::string name = path_of(path);
+            const nb::gil_scoped_release released;
+            load.write(ordinal, name);
+          },
+          "ordinal"_a, "path"_a)
+      .def(
+          "digest",
+          [](const Load& load, std::size_t ordinal) -> std::optional<nb::bytes> {
+            const std::optional<stoker::Digest> digest = load.digest_of(ordinal);
+            return digest ? std::optional(bytes_of(*digest)) : std::nullopt;
+          },
+          "ordinal"_a)
+      .def("cancel", &Load::cancel);
+}
+
+}  // namespace
+
+NB_MODULE(_core, module) {
+  // Tensors and chunks may rightly outlive the interpreter's last look at them.
+  nb::set_leak_warnings(false);
+  make_exception(module, "HeaderError", PyExc_ValueError, header_error);
+  make_exception(module, "ChunkError", PyExc_RuntimeError, chunk_error);
+  make_exception(module, "Cancelled", PyExc_RuntimeError, cancelled_error);
+  nb::register_exception_translator(&translate);
+
+  module.attr("CHUNK_BYTES") = stoker::chunk_bytes;
+  module.def("digest", &digest_buffer, "buffer"_a);
+  module.def("header_bytes", &header_bytes, "buffer"_a, "file_bytes"_a);
+  module.def("parse_header", &parse_header, "buffer"_a, "file_bytes"_a);
+  module.def("parse_metadata", &parse_metadata, "buffer"_a, "file_bytes"_a);
+  bind_memory(module);
+  bind_progress(module);
+  bind_load(module);
+  module.def("read_file", &read_file, "path"_a, "region"_a, "file_offset"_a, "byte_count"_a,
+             "threads"_a = 4, "direct"_a = true);
+}

@@ -1,0 +1,44 @@
+"""What a worker's HTTP server and its handlers say to each other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+Headers = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call with its whole body. Header names are lower-case; `query` has no `?`."""
+
+    method: str
+    path: str
+    query: str
+    headers: Headers
+    body: bytes
+
+    def header(self, name: str, default: str = "") -> str:
+        """The first header called `name` (lower-case)."""
+        return next((value for key, value in self.headers if key == name), default)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """The answer; a generator `body` is sent piece by piece and always closed.
+
+    `timings` are seconds per stage for the Server-Timing header. They must be right when the
+    first piece of the body has come: the head leaves together with it.
+    """
+
+    status: int = 200
+    headers: Headers = ()
+    body: bytes | AsyncGenerator[bytes, None] = b""
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def json_response(payload: bytes, status: int = 200) -> Response:
+    return Response(status, (("content-type", "application/json"),), payload)

@@ -1,0 +1,388 @@
+"""One instance, from its assignment to its end: where code, checkpoint and process meet.
+
+1. Archive and checkpoint are opened side by side; the checkpoint's bytes flow on behind.
+2. The zygote forks a worker at once with the listening socket; the agent closes its own copy, so
+   that a dead worker's address refuses whoever waits there.
+3. The first of these decides what comes next: a line of the worker's status pipe, the worker's
+   exit, the failure of the load, an order to stop, the deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from stoker.placement.errors import BadRequest, InstanceLost, StartFailed, StokerError
+from stoker.placement.records import Assignment, CheckpointRef, FunctionRecord, InstanceRecord
+from stoker.runtime.function_logs import FunctionLogs, LineSplitter
+from stoker.runtime.worker_start import CheckpointStart, WorkerStart, WorkerStatus, decode_status
+
+STARTUP_SECONDS_MAXIMUM = 600.0
+DRAIN_SECONDS_MAXIMUM = 30.0
+# How long a worker that cannot start may take to tell its waiting requests why.
+FAREWELL_SECONDS_MAXIMUM = 2.0
+KILL_SECONDS_MAXIMUM = 5.0
+LAST_WORDS_SECONDS_MAXIMUM = 1.0
+
+_log = structlog.get_logger()
+
+
+class HasDescriptor(Protocol):
+    @property
+    def fd(self) -> int: ...
+
+
+class OpenCheckpoint(Protocol):
+    """A checkpoint that stays in the pool until `close`."""
+
+    @property
+    def chunks(self) -> Sequence[int]: ...
+    @property
+    def byte_count(self) -> int: ...
+    @property
+    def files_dir(self) -> Path: ...
+    @property
+    def layout_path(self) -> Path: ...
+    @property
+    def progress(self) -> HasDescriptor: ...
+
+    def wait(self, timeout_seconds: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Worker(Protocol):
+    """A forked process; `exited` gives the exit code, or minus the signal."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def exited(self) -> asyncio.Future[int]: ...
+
+    def signal(self, number: signal.Signals) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What an instance needs of its node.
+
+    `open_checkpoint` and `open_code` block and are run in `threads`; waiting for a load to end
+    takes a thread of `waiting_threads`.
+    """
+
+    open_checkpoint: Callable[[CheckpointRef], OpenCheckpoint]
+    open_code: Callable[[str], Path]
+    fork: Callable[[WorkerStart, Sequence[int]], Awaitable[Worker]]
+    logs: FunctionLogs
+    pool_descriptor: int
+    cluster_token: str
+    threads_per_worker: int
+    run_dir: Path
+    threads: Executor
+    waiting_threads: Executor
+
+
+class Instance:
+    """`announce` is told each state; it returns when the store has it, or gave up."""
+
+    def __init__(
+        self,
+        order: Assignment,
+        listening: socket.socket,
+        find_function: Callable[[], Awaitable[FunctionRecord]],
+        node: Node,
+        announce: Callable[[InstanceRecord], Awaitable[None]],
+    ) -> None:
+        self._listening = listening
+        self._find_function = find_function
+        self._node = node
+        self._announce = announce
+        self._seen_at = time.monotonic()
+        self._stop_requested = asyncio.Event()
+        self._drain_seconds = DRAIN_SECONDS_MAXIMUM
+        self._farewell_seconds = DRAIN_SECONDS_MAXIMUM
+        self._opening: asyncio.Future[OpenCheckpoint] | None = None
+        self._checkpoint: OpenCheckpoint | None = None
+        self._worker: Worker | None = None
+        self._status_pipe: asyncio.StreamReader | None = None
+        self._log_pump: asyncio.Task[None] | None = None
+        self._transports: list[asyncio.ReadTransport] = []
+        self.init_seconds = 0.0
+        self.record = InstanceRecord(
+            instance_id=order.instance_id,
+            function=order.function,
+            generation=order.generation,
+            node_id=order.node_id,
+            address=order.address,
+            state="starting",
+            epoch=order.epoch,
+            started_at=time.time(),
+        )
+
+    def stop(self, drain_seconds: float = DRAIN_SECONDS_MAXIMUM) -> None:
+        """Let running requests finish for at most `drain_seconds`, then end."""
+        self._drain_seconds = min(self._drain_seconds, drain_seconds)
+        self._stop_requested.set()
+
+    async def run(self) -> None:
+        """The whole life. Its end is told by the record: stopping, or failed with the cause."""
+        self._say("starting")
+        announced = asyncio.ensure_future(self._announce(self.record))
+        try:
+            await self._start_unless_stopped()
+            if self._worker is not None:
+                await self._watch(self._worker)
+            self._say("stopping")
+            await self._change(replace(self.record, state="stopping"))
+        except StokerError as error:
+            await self._fail(error)
+        except Exception as error:  # a bug: the client is told, and the trace is kept
+            _log.exception("instance_bug", instance_id=self.record.instance_id)
+            await self._fail(StartFailed(f"The agent failed with {error!r:.200}."))
+        finally:
+            await self._release()
+            announced.cancel()
+
+    async def _start_unless_stopped(self) -> None:
+        starting = asyncio.ensure_future(self._start())
+        stopping = asyncio.ensure_future(self._stop_requested.wait())
+        try:
+            await asyncio.wait(
+                {starting, stopping},
+                timeout=STARTUP_SECONDS_MAXIMUM,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if starting.done():
+                starting.result()
+            elif not stopping.done():
+                raise self._too_slow()
+        finally:
+            for task in (starting, stopping):
+                task.cancel()
+            await asyncio.wait({starting, stopping})
+
+    async def _start(self) -> None:
+        loop, node = asyncio.get_running_loop(), self._node
+        function = await self._find_function()
+        if function.checkpoint is not None:
+            opening = loop.run_in_executor(
+                node.threads, node.open_checkpoint, function.checkpoint
+            )
+            self._opening = opening
+        code_dir = None
+        if function.code_digest is not None:
+            code_dir = await loop.run_in_executor(
+                node.threads, node.open_code, function.code_digest
+            )
+        if self._opening is not None:
+            # A thread cannot be cancelled: `_release` closes what it opens too late.
+            self._checkpoint = await asyncio.shield(self._opening)
+        await self._fork(function, code_dir)
+
+    async def _fork(self, function: FunctionRecord, code_dir: Path | None) -> None:
+        checkpoint = self._checkpoint
+        start = WorkerStart(
+            instance_id=self.record.instance_id,
+            function=function,
+            cluster_token=self._node.cluster_token,
+            threads=self._node.threads_per_worker,
+            work_dir=str(self._node.run_dir),
+            started_at=self._seen_at,
+            code_dir=None if code_dir is None else str(code_dir),
+            checkpoint=None
+            if checkpoint is None or function.checkpoint is None
+            else CheckpointStart(
+                files_dir=str(checkpoint.files_dir),
+                layout_path=str(checkpoint.layout_path),
+                chunks=tuple(checkpoint.chunks),
+                byte_count=checkpoint.byte_count,
+                digest=function.checkpoint.digest,
+            ),
+        )
+        log_reader, log_end = await self._pipe()
+        status_reader, status_end = await self._pipe()
+        shared = [self._listening.fileno(), log_end, status_end]
+        if checkpoint is not None:
+            shared += [self._node.pool_descriptor, checkpoint.progress.fd]
+        try:
+            self._worker = await self._node.fork(start, shared)
+        finally:
+            os.close(log_end)
+            os.close(status_end)
+        self._listening.close()
+        self._status_pipe = status_reader
+        self._log_pump = asyncio.ensure_future(self._pump(log_reader))
+        self._say(f"forked worker pid {self._worker.pid} after {self._age():.3f} s")
+
+    async def _pipe(self) -> tuple[asyncio.StreamReader, int]:
+        read_end, write_end = os.pipe()
+        reader = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb")
+        )
+        self._transports.append(transport)
+        return reader, write_end
+
+    async def _watch(self, worker: Worker) -> None:
+        """Returns when an order to stop came; raises what ended the instance otherwise."""
+        status = asyncio.ensure_future(self._next_status())
+        stopping = asyncio.ensure_future(self._stop_requested.wait())
+        loading = asyncio.ensure_future(self._load_failure())
+        waits: set[asyncio.Future[object]] = {worker.exited, status, stopping, loading}  # type: ignore[arg-type]
+        try:
+            while not stopping.done():
+                remaining = self._seen_at + STARTUP_SECONDS_MAXIMUM - time.monotonic()
+                starting = self.record.state == "starting"
+                done, _ = await asyncio.wait(
+                    waits,
+                    timeout=max(0.0, remaining) if starting else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if not done:
+                    raise self._too_slow()
+                if worker.exited.done():
+                    raise await self._cause_of_death(worker, status)
+                if status.done():
+                    waits.discard(status)
+                    if (said := status.result()) is not None:
+                        await self._hear(said)
+                        status = asyncio.ensure_future(self._next_status())
+                        waits.add(status)
+                if loading.done():
+                    waits.discard(loading)
+                    if (error := loading.result()) is not None:
+                        raise error
+        finally:
+            for wait in (status, stopping, loading):
+                wait.cancel()
+
+    async def _next_status(self) -> WorkerStatus | None:
+        """The next line of the status pipe; None at its end."""
+        assert self._status_pipe is not None
+        try:
+            line = await self._status_pipe.readline()
+            return decode_status(line) if line else None
+        except (ValueError, BadRequest) as error:
+            raise StartFailed(
+                f"Expected a status line from the worker, found: {error}."
+            ) from error
+
+    async def _load_failure(self) -> StokerError | None:
+        """What the checkpoint's load failed with, or None once everything is in memory."""
+        if self._checkpoint is None:
+            return None
+        loop, checkpoint = asyncio.get_running_loop(), self._checkpoint
+        try:
+            await loop.run_in_executor(
+                self._node.waiting_threads, checkpoint.wait, STARTUP_SECONDS_MAXIMUM
+            )
+        except StokerError as error:
+            return error
+        return None
+
+    async def _hear(self, said: WorkerStatus) -> None:
+        if said.event == "failed":
+            raise StokerError.from_wire(said.error or {})
+        assert self._worker is not None
+        self.init_seconds = said.init_seconds
+        self._say(f"serving at {self.record.address} after {self._age():.3f} s")
+        # Not awaited: the next event matters more than the store's pace.
+        self._serving = asyncio.ensure_future(
+            self._change(replace(self.record, state="serving", pid=self._worker.pid))
+        )
+
+    async def _cause_of_death(
+        self, worker: Worker, status: asyncio.Future[WorkerStatus | None]
+    ) -> StokerError:
+        """What the worker said last, or how it ended."""
+        with contextlib.suppress(TimeoutError, StartFailed):
+            said = await asyncio.wait_for(status, LAST_WORDS_SECONDS_MAXIMUM)
+            if said is not None and said.event == "failed":
+                return StokerError.from_wire(said.error or {})
+        code = worker.exited.result()
+        how = f"died of signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return InstanceLost(
+            f"Expected worker pid {worker.pid} of {self.record.function} to live, "
+            f"found that it {how}.",
+            "Read the function's log and try again.",
+        )
+
+    async def _fail(self, error: StokerError) -> None:
+        # Told before the socket closes: whoever is refused asks placement and gets the cause.
+        self._farewell_seconds = FAREWELL_SECONDS_MAXIMUM
+        self._say(f"failed: {error}")
+        await self._change(replace(self.record, state="failed", failure=error.to_wire()))
+
+    async def _change(self, record: InstanceRecord) -> None:
+        self.record = record
+        await self._announce(record)
+
+    async def _release(self) -> None:
+        """End the process and give everything back; the weights stay in memory."""
+        self._listening.close()
+        if self._worker is not None:
+            await self._end(self._worker)
+        if self._log_pump is not None:
+            # A grandchild may hold the pipe open.
+            await asyncio.wait({self._log_pump}, timeout=LAST_WORDS_SECONDS_MAXIMUM)
+            self._log_pump.cancel()
+        for transport in self._transports:
+            transport.close()
+        if self._opening is not None:
+            self._opening.add_done_callback(self._close_checkpoint)
+        self._say("ended")
+
+    def _close_checkpoint(self, opening: asyncio.Future[OpenCheckpoint]) -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            opening.result().close()
+
+    async def _end(self, worker: Worker) -> None:
+        if worker.exited.done():
+            return
+        drain = min(self._farewell_seconds, self._drain_seconds)
+        for number, seconds in (
+            (signal.SIGTERM, drain),
+            (signal.SIGKILL, KILL_SECONDS_MAXIMUM),
+        ):
+            worker.signal(number)
+            await asyncio.wait({worker.exited}, timeout=seconds)
+            if worker.exited.done():
+                return
+        _log.error("worker_survives", pid=worker.pid, instance_id=self.record.instance_id)
+
+    async def _pump(self, reader: asyncio.StreamReader) -> None:
+        """The worker's output, line by line, into the function's log."""
+        lines = LineSplitter()
+        while data := await reader.read(64 * 1024):
+            self._write_log(lines.feed(data))
+        self._write_log(lines.end())
+
+    def _say(self, text: str) -> None:
+        self._write_log([f"instance {self.record.instance_id} {text}"])
+
+    def _write_log(self, texts: list[str]) -> None:
+        try:
+            self._node.logs.append(self.record.function, self.record.instance_id, texts)
+        except OSError as error:
+            _log.warning("function_log_failed", function=self.record.function, cause=str(error))
+
+    def _age(self) -> float:
+        return time.monotonic() - self._seen_at
+
+    def _too_slow(self) -> StartFailed:
+        return StartFailed(
+            f"Expected {self.record.function} to serve within {STARTUP_SECONDS_MAXIMUM:g} s, "
+            "found that it still starts.",
+            "Read the function's log; a smaller model starts faster.",
+        )

@@ -1,0 +1,191 @@
+"""One worker process: a fork of the zygote that becomes one instance of one function.
+
+It serves HTTP on the socket that it inherits from its first moment, while the function is made
+ready in a thread; `serving` or `failed` goes to the agent through the status pipe. SIGTERM lets
+running requests finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import os
+import random
+import resource
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import uvicorn
+import uvloop
+
+from stoker.placement.errors import StartFailed, StokerError
+from stoker.runtime.worker_function import Prepared, build
+from stoker.runtime.worker_http import Ready, WorkerApp
+from stoker.runtime.worker_start import WorkerStart, WorkerStatus, encode_event
+
+DRAIN_SECONDS = 30
+KEEP_ALIVE_SECONDS = 300
+"""Longer than a gateway keeps an idle connection, so that it never reuses one being closed."""
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+_KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "LD_LIBRARY_PATH", "OMP_WAIT_POLICY")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent() -> None:
+    """Has the kernel kill this process when the one that forked it ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def run(start: WorkerStart, descriptors: Sequence[int], prepared: Prepared | None) -> int:
+    """Serves `start` until told to stop; the exit code. Called in the child, right after the fork.
+
+    `descriptors` are those that `start.descriptor_names` names, in that order.
+    """
+    forked_at = time.monotonic()
+    listen, log, status, *pool = descriptors
+    _become_worker(start, log)
+    gc.disable()  # until it serves: collections made a third of the time to build a model
+    torch.set_num_threads(start.threads)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            worker = _Worker(start, status, forked_at)
+            return runner.run(worker.serve(listen, tuple(pool), prepared))
+    except BaseException:  # noqa: BLE001 (the process ends here)
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers, which end the process by the signal after draining."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Worker:
+    def __init__(self, start: WorkerStart, status: int, forked_at: float) -> None:
+        self._start = start
+        self._status = status
+        self._forked_at = forked_at
+        self._exit_code = 0
+
+    async def serve(self, listen: int, pool: tuple[int, ...], prepared: Prepared | None) -> int:
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[Ready] = loop.create_future()
+        app = WorkerApp(
+            self._start.cluster_token,
+            ready,
+            self._start.function.scaling.concurrency,
+            self._start.started_at,
+        )
+        self._server = _Server(_config(app))
+        loop.add_signal_handler(signal.SIGTERM, self._stop, 0)
+        starting = asyncio.ensure_future(self._make_ready(ready, pool, prepared))
+        with socket.socket(fileno=listen) as listening:
+            await self._server.serve(sockets=[listening])
+        starting.cancel()
+        return self._exit_code
+
+    async def _make_ready(
+        self, ready: asyncio.Future[Ready], pool: tuple[int, ...], prepared: Prepared | None
+    ) -> None:
+        descriptors = (pool[0], pool[1]) if pool else None
+        try:
+            made = await asyncio.to_thread(
+                build, self._start, prepared, descriptors, lambda: self._stop(1)
+            )
+        except StokerError as error:
+            self._failed(ready, error)
+        except Exception as error:  # noqa: BLE001 (whatever broke must reach the agent)
+            traceback.print_exc()
+            self._failed(
+                ready,
+                StartFailed(
+                    f"Expected the function to start, found {type(error).__name__}: {error}.",
+                    "The function's log has the traceback.",
+                ),
+            )
+        else:
+            ready.set_result(made)
+            seconds = made.at - max(self._forked_at, made.bytes_at)
+            self._report(WorkerStatus("serving", init_seconds=seconds))
+            gc.enable()
+
+    def _failed(self, ready: asyncio.Future[Ready], error: StokerError) -> None:
+        ready.set_exception(error)
+        ready.exception()  # requests raise it; without one, asyncio would complain
+        sys.stderr.write(f"{error}\n")
+        self._report(WorkerStatus("failed", error=error.to_wire()))
+
+    def _report(self, status: WorkerStatus) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the agent is gone, and we follow it
+            os.write(self._status, encode_event(status) + b"\n")
+
+    def _stop(self, exit_code: int) -> None:
+        self._exit_code = exit_code
+        self._server.should_exit = True
+
+
+def _config(app: WorkerApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+
+
+def _become_worker(start: WorkerStart, log: int) -> None:
+    """Own session, own folders, own environment, the log for output, and no way up."""
+    os.setsid()
+    die_with_parent()
+    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGPIPE else signal.SIG_DFL)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(null)
+    os.close(log)
+    work_dir = Path(start.work_dir)
+    temporary = work_dir / "tmp"
+    temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    os.environ.clear()
+    os.environ.update(
+        kept
+        | {"HOME": str(work_dir), "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
+        | dict(start.function.environment)
+    )
+    os.chdir(start.code_dir or work_dir)
+    tempfile.tempdir = None
+    # Python seeds its own generator anew in a child; these two would repeat the zygote's.
+    random.seed()
+    np.random.seed()
+    torch.seed()

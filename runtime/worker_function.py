@@ -1,0 +1,135 @@
+"""Makes a worker's function callable: a model around the pool's bytes, or the user's code.
+
+What depends on a checkpoint's small files alone (tokenizer and skeleton, 110 ms for a small
+model) is a `Prepared`: a zygote may hold it ready for its next fork.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from stoker.native import Mapping, Progress
+from stoker.placement.errors import StartFailed
+from stoker.placement.records import FunctionRecord
+from stoker.runtime.engine import weights
+from stoker.runtime.engine.embedder import Embedder, read_pooling
+from stoker.runtime.engine.tokenizer import TextCodec, load_codec, read_json
+from stoker.runtime.engine.transformers_engine import TransformersEngine
+from stoker.runtime.engine.weights import Skeleton
+from stoker.runtime.handlers.http import Handler
+from stoker.runtime.handlers.model import EmbeddingHandler, GenerationHandler
+from stoker.runtime.handlers.openfaas import Context, FunctionHandler, load_handle
+from stoker.runtime.worker_http import Ready, guarded
+from stoker.runtime.worker_start import CheckpointStart, WorkerStart
+
+CONTEXT_TOKENS_DEFAULT = 8192
+"""The context of a function that names none, if its model has as much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    codec: TextCodec
+    skeleton: Skeleton
+
+
+def prepare(files_dir: Path, task: str) -> Prepared:
+    """Tokenizer and skeleton of the checkpoint whose small files lie in `files_dir`."""
+    return Prepared(load_codec(files_dir), weights.build_skeleton(files_dir, bare=task == "embed"))
+
+
+def build(
+    start: WorkerStart,
+    prepared: Prepared | None,
+    descriptors: tuple[int, int] | None,
+    on_lost: Callable[[], None],
+) -> Ready:
+    """The function of `start`, ready to be called; StokerError when it cannot be.
+
+    `descriptors` are those of the pool and of the load's progress. Blocks until the weights have
+    arrived. `on_lost` is called on the event loop when the engine has died.
+    """
+    if start.checkpoint is None or start.function.task == "custom":
+        return Ready(_custom(start), time.monotonic())
+    if descriptors is None:
+        raise StartFailed("Expected the pool's descriptor with the checkpoint, found none.")
+    checkpoint, function = start.checkpoint, start.function
+    prepared = prepared or prepare(Path(checkpoint.files_dir), function.task)
+    progress = Progress.open(descriptors[1])
+    memory = Mapping(descriptors[0], list(checkpoint.chunks), checkpoint.byte_count)
+    views = weights.tensor_views(
+        torch.frombuffer(memory, dtype=torch.uint8),
+        weights.read_layout(Path(checkpoint.layout_path)),
+    )
+    dtype = weights.dtype_of(function.dtype)
+    # A cast reads the weights; without one the model is made while they still come.
+    bytes_at = _wait(progress, checkpoint) if dtype is not None else 0.0
+    handler = _model(function, checkpoint, prepared, views, dtype, on_lost)
+    bytes_at = bytes_at or _wait(progress, checkpoint)
+    return Ready(guarded(handler), time.monotonic(), bytes_at, progress.fetch_seconds)
+
+
+def _wait(progress: Progress, checkpoint: CheckpointStart) -> float:
+    """Waits for the weights; when they had arrived, 0.0 if nobody had to wait."""
+    if progress.state == "complete":
+        return 0.0
+    weights.wait_for_bytes(progress, checkpoint.byte_count)
+    return time.monotonic()
+
+
+def _model(
+    function: FunctionRecord,
+    checkpoint: CheckpointStart,
+    prepared: Prepared,
+    views: dict[str, torch.Tensor],
+    dtype: torch.dtype | None,
+    on_lost: Callable[[], None],
+) -> Handler:
+    files_dir = Path(checkpoint.files_dir)
+    model = weights.attach(prepared.skeleton, views, dtype)
+    context_tokens = min(
+        function.max_context or CONTEXT_TOKENS_DEFAULT,
+        getattr(model.config, "max_position_embeddings", CONTEXT_TOKENS_DEFAULT),
+    )
+    if function.task == "embed":
+        settings = read_json(files_dir / "sentence_bert_config.json")
+        context_tokens = min(context_tokens, settings.get("max_seq_length") or context_tokens)
+        embedder = Embedder(model, read_pooling(files_dir), context_tokens)
+        return EmbeddingHandler(embedder, prepared.codec)
+    engine = TransformersEngine(
+        model,
+        end_tokens=end_tokens(files_dir, prepared.codec),
+        context_tokens=context_tokens,
+        concurrency=function.scaling.concurrency,
+        on_lost=on_lost,
+    )
+    return GenerationHandler(engine, prepared.codec, function.task)
+
+
+def end_tokens(files_dir: Path, codec: TextCodec) -> list[int]:
+    """Every token that ends an answer, by the model's, generation's and tokenizer's settings."""
+    found: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        value = read_json(files_dir / name).get("eos_token_id")
+        found.update(value if isinstance(value, list) else [value] if value is not None else [])
+    if codec.end_token is not None:
+        found.add(codec.end_token)
+    return sorted(found)
+
+
+def _custom(start: WorkerStart) -> Handler:
+    if start.code_dir is None:
+        raise StartFailed(
+            f"Expected code for the function {start.function.key}, found none.",
+            "Build and deploy it with faas-cli up, or give it a stoker/model.",
+        )
+    function = start.function
+    context = Context(
+        start.instance_id, function.name, function.namespace, dict(function.environment)
+    )
+    handle = load_handle(Path(start.code_dir))
+    return guarded(FunctionHandler(handle, context, function.scaling.concurrency))

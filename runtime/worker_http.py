@@ -1,0 +1,228 @@
+"""The HTTP face of a worker: an ASGI application that needs no framework.
+
+It is up before the function is: requests wait for `ready` and then take one of `concurrency`
+slots. A client that leaves cancels what runs for it. The answer's head carries Server-Timing with
+the seconds that this very request waited for fetch, load and init, and its prefill.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import math
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from stoker.placement.errors import PayloadTooLarge, QueueFull, StokerError, Unauthorized
+from stoker.runtime.handlers.http import Handler, Request, Response, json_response
+
+BODY_BYTES_MAXIMUM = 64 << 20
+WAITING_PER_SLOT_MAXIMUM = 2
+BACKLOG_SECONDS = 0.05
+"""Requests that come this soon after the server was waiting in the socket's backlog."""
+
+_HOP_BY_HOP = frozenset({"connection", "content-length", "keep-alive", "transfer-encoding"})
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A function that can be called since `at`, with weights since `bytes_at` (both monotonic).
+
+    `bytes_at` is 0 for weights that were there before anybody waited for them. `fetch_seconds`
+    is what their load spent on getting them from afar.
+    """
+
+    handler: Handler
+    at: float = 0.0
+    bytes_at: float = 0.0
+    fetch_seconds: float = 0.0
+
+    def waited(self, since: float) -> dict[str, float]:
+        """How a request that came at `since` spent its wait for this; zeros when it came later."""
+        for_bytes = max(0.0, self.bytes_at - since)
+        fetch = min(for_bytes, self.fetch_seconds)
+        init = max(0.0, self.at - max(since, self.bytes_at))
+        return {"fetch": fetch, "load": for_bytes - fetch, "init": init}
+
+
+class WorkerApp:
+    """Serves one function. `started_at` is when its instance was ordered (monotonic)."""
+
+    def __init__(
+        self, token: str, ready: asyncio.Future[Ready], concurrency: int, started_at: float
+    ) -> None:
+        self._token = token.encode()
+        self._ready = ready
+        self._slots = asyncio.Semaphore(concurrency)
+        self._in_flight = 0
+        self._in_flight_maximum = concurrency * (1 + WAITING_PER_SLOT_MAXIMUM)
+        self._ordered_at = started_at
+        self._opened_at = time.monotonic()
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        since = time.monotonic()
+        if since - self._opened_at < BACKLOG_SECONDS:
+            since = self._ordered_at
+        try:
+            self._authorise(scope)
+            request = await _read(scope, receive)
+        except StokerError as error:
+            await _send_response(send, error_response(error))
+            return
+        if request is None:
+            return
+        answer = asyncio.ensure_future(self._answer(request, since, send))
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            answer.cancel()
+        await asyncio.wait({answer})
+        if not answer.cancelled():
+            answer.result()
+
+    async def _answer(self, request: Request, since: float, send: Send) -> None:
+        try:
+            if self._in_flight >= self._in_flight_maximum:
+                raise QueueFull(
+                    f"Expected at most {self._in_flight_maximum} requests in this instance, "
+                    "found one more.",
+                    "Try again later, or raise the function's maximum of instances.",
+                    retry_after_seconds=1.0,
+                )
+            self._in_flight += 1
+            try:
+                ready = await asyncio.shield(self._ready)
+                async with self._slots:
+                    response = await ready.handler(request)
+                    # The slot is held until the last byte: a stream is a request in flight.
+                    await _send_response(send, response, ready.waited(since))
+            finally:
+                self._in_flight -= 1
+        except StokerError as error:
+            await _send_response(send, error_response(error))
+
+    def _authorise(self, scope: Mapping[str, Any]) -> None:
+        given = dict(scope["headers"]).get(b"x-stoker-token", b"")
+        if not hmac.compare_digest(given, self._token):
+            raise Unauthorized(
+                "Expected the cluster's token in X-Stoker-Token, found another or none.",
+                "Call the function through the gateway.",
+            )
+
+
+async def _read(scope: Mapping[str, Any], receive: Receive) -> Request | None:
+    """The request with its body; None when the client left before its end."""
+    parts: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        part = message.get("body", b"")
+        more = message.get("more_body", False)
+        size += len(part)
+        if size > BODY_BYTES_MAXIMUM:
+            raise PayloadTooLarge(
+                f"Expected a body of at most {BODY_BYTES_MAXIMUM} bytes, found more.",
+                "Send less, or put the data into object storage.",
+            )
+        parts.append(part)
+    return Request(
+        method=scope["method"],
+        path=scope["path"],
+        query=scope["query_string"].decode("latin-1"),
+        headers=tuple((k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"]),
+        body=b"".join(parts),
+    )
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send_response(
+    send: Send, response: Response, waited: Mapping[str, float] | None = None
+) -> None:
+    """Sends `response`; its head leaves with the first piece of the body."""
+    body = response.body
+    if isinstance(body, bytes):
+        await send(_head(response, waited, len(body)))
+        await send({"type": "http.response.body", "body": body})
+        return
+    async with aclosing(body):
+        head: Message | None = _head(response, waited, None)
+        try:
+            async for piece in body:
+                if head is not None:
+                    await send(head)
+                    head = None
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        except StokerError:
+            if head is not None:
+                raise
+            # The status has gone. Without the body's end the client sees a broken answer; with
+            # one it would take it for whole.
+            raise _Broken from None
+        if head is not None:
+            await send(head)
+        await send({"type": "http.response.body"})
+
+
+class _Broken(Exception):
+    """Makes the server close the connection in the middle of a body."""
+
+
+def _head(response: Response, waited: Mapping[str, float] | None, length: int | None) -> Message:
+    headers = [
+        (name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
+        for name, value in response.headers
+        if name.lower() not in _HOP_BY_HOP
+    ]
+    if waited is not None:
+        stages = {**waited, "prefill": 0.0, **response.timings}
+        timing = ", ".join(f"{name};dur={1000 * value:.1f}" for name, value in stages.items())
+        headers.append((b"server-timing", timing.encode()))
+    if length is not None:
+        headers.append((b"content-length", str(length).encode()))
+    return {"type": "http.response.start", "status": response.status, "headers": headers}
+
+
+def error_response(error: StokerError) -> Response:
+    """The error as internal HTTP carries it, with Retry-After where one is known."""
+    response = json_response(orjson.dumps({"error": error.to_wire()}), error.status)
+    if error.retry_after_seconds is None:
+        return response
+    retry = (("retry-after", str(math.ceil(error.retry_after_seconds))),)
+    return Response(response.status, response.headers + retry, response.body)
+
+
+def guarded(handler: Handler) -> Handler:
+    """`handler`, with any error of our own making logged and answered as `internal`."""
+
+    async def call(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except StokerError:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            raise StokerError(
+                f"Expected the handler to answer, found {type(error).__name__}.",
+                "The function's log has the traceback.",
+            ) from error
+
+    return call

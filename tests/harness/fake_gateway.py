@@ -1,0 +1,177 @@
+"""A small real HTTP server that answers the routes which the verbs use."""
+
+import hashlib
+import hmac
+import io
+import json
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+PASSWORD = "the-password"
+AUTHORIZATION = "Basic YWRtaW46dGhlLXBhc3N3b3Jk"
+INSTANCE = {
+    "instance_id": "i-1",
+    "function": "chat.openfaas-fn",
+    "generation": 1,
+    "node_id": "n-1",
+    "address": "127.0.0.1:9001",
+    "state": "failed",
+    "epoch": 1,
+    "started_at": 1.0,
+    "pid": 77,
+    "failure": {"code": "start_failed", "cause": "The worker died.", "remedy": ""},
+}
+NODE = {
+    "node_id": "n-1",
+    "agent_address": "127.0.0.1:9000",
+    "cores": 2,
+    "dram_bytes": 3 << 30,
+    "ssd_bytes": 8 << 30,
+    "ssd_bandwidth": 1.5 * (1 << 30),
+    "zygote_ready": True,
+}
+
+
+@dataclass
+class FakeGateway:
+    """What was deployed, and every request as (method, path, body)."""
+
+    url: str = ""
+    functions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    requests: list[tuple[str, str, bytes]] = field(default_factory=list)
+    built: list[str] = field(default_factory=list)
+    build_error: str = ""
+
+    def methods(self) -> list[str]:
+        return [f"{method} {path}" for method, path, _ in self.requests]
+
+
+@contextmanager
+def serve() -> Iterator[FakeGateway]:
+    gateway = FakeGateway()
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), type("Handler", (_Handler,), {"gateway": gateway})
+    )
+    gateway.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield gateway
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    gateway: FakeGateway
+
+    def log_message(self, *_: object) -> None: ...
+
+    def _handle(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = urlsplit(self.path)
+        self.gateway.requests.append((self.command, self.path, body))
+        if parts.path.startswith("/function/"):
+            return self._invoke(parts.path.removeprefix("/function/"), body)
+        if self.headers.get("Authorization") != AUTHORIZATION:
+            return self._send(401, b"invalid credentials", "text/plain")
+        return self._control(parts.path, parse_qs(parts.query), body)
+
+    do_GET = do_POST = do_PUT = do_DELETE = _handle  # noqa: N815
+
+    def _control(self, path: str, query: dict[str, list[str]], body: bytes) -> None:
+        value = json.loads(body) if body[:1] == b"{" else {}
+        name = value.get("service") or value.get("functionName") or path.rpartition("/")[2]
+        if path == "/build":
+            return self._build(body)
+        if path == "/system/instances":
+            return self._json([INSTANCE])
+        if path == "/system/nodes":
+            return self._json([NODE])
+        if path == "/system/logs":
+            line = {"timestamp": "2026-01-01T00:00:00Z", "instance": "i-1", "text": "hello\n"}
+            return self._send(200, json.dumps(line).encode() + b"\n", "application/x-ndjson")
+        if path == "/system/functions" and self.command == "GET":
+            return self._json(list(self.gateway.functions.values()))
+        if self.command != "POST" and name not in self.gateway.functions:
+            return self._send(404, b"not found", "text/plain")
+        if self.command == "DELETE":
+            del self.gateway.functions[name]
+        elif path == "/system/functions":
+            return self._deploy(name, value)
+        elif self.command == "GET":
+            return self._json(self.gateway.functions[name])
+        return self._send(202, b"", "text/plain")
+
+    def _deploy(self, name: str, value: dict[str, Any]) -> None:
+        model = (value.get("annotations") or {}).get("stoker/model", "")
+        if "missing" in model:
+            error = {
+                "code": "checkpoint_missing",
+                "cause": f"Expected a checkpoint at {model}, found none.",
+                "remedy": "Push it with `stoker model push`.",
+            }
+            return self._send(400, json.dumps({"error": error}).encode(), "application/json")
+        status = {key: item for key, item in value.items() if key != "service"}
+        self.gateway.functions[name] = {
+            "name": name,
+            "namespace": "openfaas-fn",
+            "labels": {},
+            "annotations": {},
+            "replicas": 0,
+            "invocationCount": 3,
+            **status,
+        }
+        return self._send(202, b"", "text/plain")
+
+    def _build(self, body: bytes) -> None:
+        expected = hmac.new(PASSWORD.encode(), body, hashlib.sha256).hexdigest()
+        if self.headers["X-Build-Signature"] != f"sha256={expected}":
+            return self._send(401, b"invalid signature", "text/plain")
+        with tarfile.open(fileobj=io.BytesIO(body)) as archive:
+            self.gateway.built = sorted(archive.getnames())
+        last = {"status": "failed" if self.gateway.build_error else "success"}
+        lines = [
+            {"status": "in_progress", "log": ["a"]},
+            last | {"error": self.gateway.build_error},
+        ]
+        text = "\n".join(json.dumps(line) for line in lines)
+        return self._send(200, text.encode(), "application/x-ndjson")
+
+    def _invoke(self, name: str, body: bytes) -> None:
+        if name == "crash":
+            return self._send(500, b"Traceback: it broke", "text/plain")
+        if name not in ("echo", "chat"):
+            return self._send(404, b"not found", "text/plain", {"X-OpenFaaS-Internal": "gateway"})
+        timing = {"Server-Timing": "queue;dur=0.1, load;dur=40, prefill;dur=60"}
+        if b'"stream": true' in body:
+            events = [
+                ": loading 10 %",
+                'data: {"choices": [{"delta": {"content": "Hel"}}]}',
+                'data: {"choices": [{"delta": {"content": "lo"}}]}',
+                "data: [DONE]",
+            ]
+            text = "".join(f"{event}\n\n" for event in events)
+            return self._send(200, text.encode(), "text/event-stream", timing)
+        return self._send(200, body, "text/plain", timing)
+
+    def _json(self, value: Any) -> None:
+        self._send(200, json.dumps(value).encode(), "application/json")
+
+    def _send(
+        self, status: int, body: bytes, kind: str, headers: dict[str, str] | None = None
+    ) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(body)

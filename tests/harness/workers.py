@@ -1,0 +1,208 @@
+"""A real zygote and workers of it, over a real pool filled by the native loader."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stoker.native import (
+    CHUNK_BYTES,
+    Load,
+    Pool,
+    Progress,
+    ReadRequest,
+    header_bytes,
+    parse_header,
+)
+from stoker.placement.records import FunctionRecord
+from stoker.runtime.worker_start import (
+    CheckpointStart,
+    WorkerStart,
+    WorkerStatus,
+    ZygoteEvent,
+    decode_event,
+    decode_status,
+    encode_start,
+    zygote_environment,
+)
+
+TOKEN = "cluster-token-of-the-tests"
+
+
+@dataclass
+class Resident:
+    """One checkpoint folder in the pool; `read` loads its bytes."""
+
+    pool: Pool
+    progress: Progress
+    start: CheckpointStart
+    load: Load
+    requests: list[ReadRequest]
+
+    def read(self) -> None:
+        self.load.read(self.requests)
+        self.progress.complete()
+
+
+def resident(folder: Path, pool: Pool, scratch: Path) -> Resident:
+    """The folder's one weight file with chunks allocated for it, none of them read yet."""
+    path = folder / "model.safetensors"
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        data = header_bytes(head, size)
+        head += file.read(data - 8)
+    tensors = [
+        [name, dtype, list(shape), data + begin, end - begin]
+        for name, dtype, shape, begin, end in parse_header(head, size)
+    ]
+    layout = scratch / f"{folder.name}.json"
+    layout.write_text(json.dumps({"tensors": tensors, "byte_count": size}))
+    count = -(-size // CHUNK_BYTES)
+    sizes = [min(CHUNK_BYTES, size - i * CHUNK_BYTES) for i in range(count)]
+    chunks = pool.allocate(count)
+    progress = Progress(count, size)
+    load = Load(pool, chunks, sizes, [None] * count, progress)
+    requests = [ReadRequest(path, i * CHUNK_BYTES, i) for i in range(count)]
+    start = CheckpointStart(str(folder), str(layout), tuple(chunks), size, folder.name)
+    return Resident(pool, progress, start, load, requests)
+
+
+class ZygoteProcess:
+    """`python -m stoker.runtime.zygote` and its control socket."""
+
+    def __init__(self) -> None:
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control.settimeout(60.0)
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "stoker.runtime.zygote", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=zygote_environment(os.environ | {"AWS_SECRET_ACCESS_KEY": "never-passed-on"}),
+        )
+        theirs.close()
+        assert self.event().event == "ready"
+
+    def event(self) -> ZygoteEvent:
+        return decode_event(self.control.recv(65536))
+
+    def send(self, message: bytes, descriptors: list[int]) -> None:
+        socket.send_fds(self.control, [message], descriptors)
+
+    def close(self) -> None:
+        self.control.close()
+        self.process.wait(10)
+
+
+class WorkerProcess:
+    """One worker: `call` sends a request over real HTTP, `status` is its first status line."""
+
+    def __init__(
+        self,
+        zygote: ZygoteProcess,
+        function: FunctionRecord,
+        work_dir: Path,
+        *,
+        checkpoint: Resident | None = None,
+        code_dir: Path | None = None,
+        threads: int = 1,
+        instance_id: str = "i-1",
+    ) -> None:
+        self.zygote = zygote
+        listening = socket.create_server(("127.0.0.1", 0))
+        self.port = listening.getsockname()[1]
+        log_read, log_write = os.pipe()
+        self._status_read, status_write = os.pipe()
+        self._log_read = log_read
+        os.set_blocking(log_read, False)
+        self.began = time.monotonic()
+        start = WorkerStart(
+            instance_id,
+            function,
+            TOKEN,
+            threads,
+            str(work_dir),
+            self.began,
+            None if code_dir is None else str(code_dir),
+            None if checkpoint is None else checkpoint.start,
+        )
+        descriptors = [listening.fileno(), log_write, status_write]
+        if checkpoint is not None:
+            descriptors += [checkpoint.pool.fd, checkpoint.progress.fd]
+        zygote.send(encode_start(start), descriptors)
+        listening.close()
+        os.close(log_write)
+        os.close(status_write)
+        event = zygote.event()
+        assert event.event == "forked", event
+        self.pid = event.pid
+
+    def status(self, timeout_seconds: float = 30.0) -> WorkerStatus:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._status_read, selectors.EVENT_READ)
+            assert selector.select(timeout_seconds), f"no status; log: {self.log()}"
+        return decode_status(os.read(self._status_read, 65536).splitlines()[0])
+
+    def log(self) -> str:
+        text = b""
+        while True:
+            try:
+                part = os.read(self._log_read, 65536)
+            except BlockingIOError:
+                return text.decode()
+            if not part:
+                return text.decode()
+            text += part
+
+    def open(
+        self,
+        path: str = "/",
+        body: bytes | Mapping[str, Any] | None = b"",
+        *,
+        method: str = "POST",
+        headers: Mapping[str, str] | None = None,
+    ) -> http.client.HTTPResponse:
+        """The response once its head has come; its connection closes with it."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        sent = {"X-Stoker-Token": TOKEN, "Connection": "close"}
+        if isinstance(body, Mapping):
+            body = json.dumps(body).encode()
+            sent["Content-Type"] = "application/json"
+        connection.request(method, path, body, sent | dict(headers or {}))
+        return connection.getresponse()
+
+    def call(self, *arguments: Any, **keywords: Any) -> tuple[int, bytes, dict[str, str]]:
+        with self.open(*arguments, **keywords) as response:
+            return (
+                response.status,
+                response.read(),
+                {k.lower(): v for k, v in response.getheaders()},
+            )
+
+    def stop(self, number: int = 15) -> int:
+        """Ends it; the exit status that the zygote reports."""
+        os.kill(self.pid, number)
+        event = self.zygote.event()
+        assert (event.event, event.pid) == ("exited", self.pid)
+        os.close(self._log_read)
+        os.close(self._status_read)
+        return event.status
+
+
+@contextmanager
+def worker(*arguments: Any, **keywords: Any) -> Iterator[WorkerProcess]:
+    made = WorkerProcess(*arguments, **keywords)
+    try:
+        yield made
+    finally:
+        made.stop(9)

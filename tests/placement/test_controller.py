@@ -1,0 +1,427 @@
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from stoker.placement.controller import ADDRESS_REST_SECONDS, Controller
+from stoker.placement.errors import (
+    CheckpointMissing,
+    CoordinationLost,
+    Fenced,
+    FunctionNotFound,
+    InstanceLost,
+    NoCapacity,
+    StokerError,
+    Unavailable,
+)
+from stoker.placement.memory_store import MemoryStore
+from stoker.placement.records import (
+    Assignment,
+    DemandReport,
+    FunctionDemand,
+    FunctionRecord,
+    InstanceRecord,
+    InstanceState,
+    LeaderRecord,
+    NodeRecord,
+    PlaceRequest,
+    Scaling,
+    decode,
+    encode,
+)
+from stoker.placement.store import Fence
+from stoker.placement.view import LEADER_PATH, View
+
+EPOCH_PATH = "/placement/epoch"
+FUNCTION = FunctionRecord(
+    "f", "ns", "img", scaling=Scaling(minimum=0, maximum=2, concurrency=1, idle_seconds=60.0)
+)
+ONE = dataclasses.replace(FUNCTION, scaling=dataclasses.replace(FUNCTION.scaling, maximum=1))
+
+
+class Cluster:
+    """A controller on a memory store, with a clock moved by hand and agents played by the test."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.now = 1000.0
+        self.own = self.store.session()
+        self.view = View(self.own)
+        self.controller = Controller(self.own, self.view, "me", lambda: self.now)
+
+    def elect(self, controller: Controller | None = None) -> int:
+        epoch = self.store.put(EPOCH_PATH, b"x") + 1
+        (controller or self.controller).on_elected(epoch, Fence(EPOCH_PATH, epoch - 1))
+        return epoch
+
+    def deploy(self, function: FunctionRecord = FUNCTION) -> None:
+        self.store.put(function.path, encode(function))
+
+    def join(self, node_id: str = "n", sockets: int = 4, **fields: Any) -> NodeRecord:
+        spares = tuple(f"{node_id}:{port}" for port in range(sockets))
+        node = NodeRecord(node_id, "", 2, 10**9, 10**9, 8, spares, zygote_ready=True)
+        node = dataclasses.replace(node, **fields)
+        self.store.put(node.path, encode(node))
+        return node
+
+    def announce(
+        self, made: Assignment, state: InstanceState, error: StokerError | None = None
+    ) -> None:
+        instance = InstanceRecord(
+            made.instance_id,
+            made.function,
+            made.generation,
+            made.node_id,
+            made.address,
+            state,
+            made.epoch,
+            self.now,
+            failure=error.to_wire() if error else None,
+        )
+        self.store.put(instance.path, encode(instance))
+
+    def place(self, queued: int = 1, gateway: str = "g", function: str = "f.ns") -> list[str]:
+        demand = FunctionDemand(0, queued, 0.0)
+        answer = self.controller.place(PlaceRequest(gateway, function, demand))
+        return [a.instance_id for a in answer.assignments]
+
+    def report(self, in_flight: int = 0, idle_seconds: float = 0.0, gateway: str = "g") -> None:
+        demand = FunctionDemand(in_flight, 0, idle_seconds)
+        self.controller.report(DemandReport(gateway, {"f.ns": demand}))
+        self.controller.reconcile()
+
+    def assigned(self) -> list[Assignment]:
+        return [decode(Assignment, entry.value) for entry in self.store.list("/assignments")]
+
+    def serve(self) -> None:
+        for made in self.assigned():
+            self.announce(made, "serving")
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    made = Cluster()
+    made.deploy()
+    made.join()
+    made.elect()
+    return made
+
+
+def test_a_place_is_answered_with_an_assignment_that_is_in_the_store(cluster: Cluster) -> None:
+    assert cluster.place() == ["1-0"]
+    (made,) = cluster.assigned()
+    assert made == Assignment("1-0", "f.ns", 1, "n", "n:0", 1, 1000.0)
+
+
+def test_two_hundred_places_while_one_is_starting_make_one_assignment(cluster: Cluster) -> None:
+    cluster.deploy(ONE)
+    answers: list[list[str]] = []
+    threads = [
+        threading.Thread(target=lambda n=n: answers.append(cluster.place(queued=n + 1)))
+        for n in range(200)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [["1-0"]] * 200
+    assert len(cluster.assigned()) == 1
+
+
+def test_demand_of_all_gateways_counts_up_to_the_maximum(cluster: Cluster) -> None:
+    assert cluster.place(gateway="a") == ["1-0"]
+    assert cluster.place(gateway="b") == ["1-0", "1-1"]
+    assert cluster.place(gateway="c") == ["1-0", "1-1"]
+
+
+def test_a_place_without_demand_still_starts_one(cluster: Cluster) -> None:
+    assert cluster.place(queued=0) == ["1-0"]
+
+
+def test_serving_instances_come_first_in_the_answer(cluster: Cluster) -> None:
+    cluster.place(queued=2)
+    cluster.announce(cluster.assigned()[1], "serving")
+    assert cluster.place(queued=2) == ["1-1", "1-0"]
+
+
+def test_a_function_that_the_view_has_not_heard_of_is_read_from_the_store() -> None:
+    cluster = Cluster()
+    cluster.join()
+    cluster.elect()
+    cluster.view.close()
+    cluster.deploy()
+    assert cluster.place() == ["1-0"]
+
+
+def test_an_unknown_function_is_not_found(cluster: Cluster) -> None:
+    with pytest.raises(FunctionNotFound, match="none called g in ns"):
+        cluster.place(function="g.ns")
+
+
+def test_a_non_leader_names_the_leader() -> None:
+    cluster = Cluster()
+    cluster.deploy()
+    cluster.store.put(LEADER_PATH, encode(LeaderRecord("other", "10.0.0.1:7", 1)))
+    with pytest.raises(Unavailable, match=r"10\.0\.0\.1:7") as caught:
+        cluster.place()
+    assert caught.value.retry_after_seconds == 1.0
+    with pytest.raises(Unavailable):
+        cluster.report()
+    assert cluster.controller.reconcile() is None
+
+
+def test_without_a_node_there_is_no_capacity(cluster: Cluster) -> None:
+    cluster.store.delete("/nodes/n")
+    with pytest.raises(NoCapacity, match="none registered") as caught:
+        cluster.place()
+    assert caught.value.retry_after_seconds == 5.0
+
+
+def test_no_capacity_gives_the_reason_of_each_node(cluster: Cluster) -> None:
+    cluster.join("n", sockets=0)
+    cluster.join("m", instances_maximum=0)
+    with pytest.raises(NoCapacity, match=r"node m: 0 of 0 .*; node n: no listening socket"):
+        cluster.place()
+
+
+def test_at_its_limit_a_function_keeps_what_it_has(cluster: Cluster) -> None:
+    cluster.join(sockets=1)
+    assert cluster.place(queued=5) == ["1-0"]
+    assert cluster.place(queued=5) == ["1-0"]
+
+
+def test_an_idle_function_goes_after_its_idle_time(cluster: Cluster) -> None:
+    cluster.place()
+    cluster.serve()
+    cluster.report(in_flight=1)
+    cluster.now += 59.0
+    cluster.report(idle_seconds=59.0)
+    assert len(cluster.assigned()) == 1
+    cluster.now += 1.0
+    cluster.report(idle_seconds=60.0)
+    assert cluster.assigned() == []
+
+
+def test_a_request_between_two_reports_counts_as_use(cluster: Cluster) -> None:
+    cluster.place()
+    cluster.serve()
+    cluster.now += 50.0
+    cluster.report(idle_seconds=0.3)
+    cluster.now += 50.0
+    cluster.controller.reconcile()
+    assert len(cluster.assigned()) == 1
+
+
+def test_a_gateway_that_fell_silent_holds_no_instance_beyond_the_idle_time(
+    cluster: Cluster,
+) -> None:
+    cluster.report(in_flight=1)
+    cluster.place()
+    cluster.serve()
+    cluster.now += 61.0
+    cluster.controller.reconcile()
+    assert cluster.assigned() == []
+
+
+def test_scaling_to_zero_stops_at_once_and_the_next_call_starts_again(cluster: Cluster) -> None:
+    cluster.place()
+    cluster.serve()
+    cluster.now += 1.0
+    cluster.report(idle_seconds=0.5)
+    for _ in range(2):
+        cluster.deploy(dataclasses.replace(FUNCTION, replicas_requested=0))
+        cluster.controller.reconcile()
+        assert cluster.assigned() == []
+        cluster.now += 1.0
+        assert len(cluster.place()) == 1
+        cluster.report(idle_seconds=0.0)
+        assert len(cluster.assigned()) == 1
+        cluster.now += 1.0
+
+
+def test_asking_for_the_same_replicas_again_starts_them_again(cluster: Cluster) -> None:
+    for _ in range(2):
+        cluster.deploy(dataclasses.replace(FUNCTION, replicas_requested=2))
+        cluster.controller.reconcile()
+        assert len(cluster.assigned()) == 2
+        cluster.now += 60.0
+        cluster.controller.reconcile()
+        assert cluster.assigned() == []
+
+
+def test_a_minimum_is_started_by_reconcile_alone(cluster: Cluster) -> None:
+    warm = dataclasses.replace(FUNCTION, scaling=Scaling(minimum=2, maximum=2))
+    cluster.deploy(warm)
+    cluster.controller.reconcile()
+    assert len(cluster.assigned()) == 2
+
+
+def test_deleting_a_function_removes_its_assignments(cluster: Cluster) -> None:
+    cluster.place()
+    cluster.store.delete(FUNCTION.path)
+    cluster.controller.reconcile()
+    assert cluster.assigned() == []
+
+
+class TestFailure:
+    def fail(self, cluster: Cluster, error: StokerError | None) -> None:
+        cluster.announce(cluster.assigned()[-1], "failed", error)
+
+    def test_the_client_sees_why_the_start_failed(self, cluster: Cluster) -> None:
+        cluster.place()
+        self.fail(cluster, CheckpointMissing("There is no such prefix.", "Upload it."))
+        with pytest.raises(CheckpointMissing, match="no such prefix") as caught:
+            cluster.place()
+        assert caught.value.retry_after_seconds == 1.0
+        assert cluster.assigned() == []
+
+    def test_a_failure_without_a_reason_is_a_lost_instance(self, cluster: Cluster) -> None:
+        cluster.place()
+        self.fail(cluster, None)
+        with pytest.raises(InstanceLost):
+            cluster.place()
+
+    def test_after_a_pause_it_is_tried_again_on_another_node(self, cluster: Cluster) -> None:
+        cluster.place()
+        self.fail(cluster, None)
+        cluster.controller.reconcile()
+        cluster.join("z")
+        cluster.now += 1.0
+        assert cluster.place() == ["1-1"]
+        assert cluster.assigned()[0].node_id == "z"
+
+    def test_the_pause_doubles_and_a_new_generation_ends_it(self, cluster: Cluster) -> None:
+        for pause in (1.0, 2.0, 4.0):
+            cluster.place()
+            self.fail(cluster, None)
+            with pytest.raises(InstanceLost) as caught:
+                cluster.place()
+            assert caught.value.retry_after_seconds == pause
+            cluster.now += pause
+        cluster.place()
+        self.fail(cluster, None)
+        cluster.deploy(dataclasses.replace(FUNCTION, generation=2))
+        assert len(cluster.place()) == 1
+
+    def test_a_failure_does_not_hide_the_instances_that_serve(self, cluster: Cluster) -> None:
+        cluster.place(queued=2)
+        first, second = cluster.assigned()
+        cluster.announce(first, "serving")
+        cluster.announce(second, "failed")
+        assert cluster.place(queued=2)[0] == "1-0"
+
+
+class TestAddresses:
+    def test_an_address_rests_until_its_node_has_replaced_it(self, cluster: Cluster) -> None:
+        cluster.join(sockets=1)
+        cluster.place()
+        cluster.announce(cluster.assigned()[0], "failed")
+        cluster.controller.reconcile()
+        cluster.store.delete("/instances/n/1-0")
+        cluster.now += 1.0
+        with pytest.raises(NoCapacity, match="no listening socket"):
+            cluster.place()
+        cluster.join(spare_addresses=("n:99",))
+        assert cluster.place() == ["1-1"]
+        assert cluster.assigned()[0].address == "n:99"
+
+    def test_an_address_that_was_never_used_comes_back(self, cluster: Cluster) -> None:
+        cluster.join(sockets=1)
+        cluster.place()
+        cluster.deploy(dataclasses.replace(FUNCTION, replicas_requested=0))
+        cluster.now += 6.0
+        cluster.controller.reconcile()
+        assert cluster.assigned() == []
+        cluster.now += ADDRESS_REST_SECONDS
+        assert len(cluster.place()) == 1
+
+
+class TestLeadership:
+    def test_a_new_leader_keeps_what_runs_until_it_knows_better(self, cluster: Cluster) -> None:
+        cluster.place()
+        cluster.serve()
+        own = cluster.store.session()
+        successor = Controller(own, View(own), "successor", lambda: cluster.now)
+        cluster.now += 50.0
+        cluster.elect(successor)
+        successor.reconcile()
+        assert len(cluster.assigned()) == 1
+        cluster.now += 60.0
+        successor.reconcile()
+        assert cluster.assigned() == []
+
+    def test_a_new_leader_does_not_carry_out_an_old_scale_request(self, cluster: Cluster) -> None:
+        cluster.deploy(dataclasses.replace(FUNCTION, replicas_requested=0))
+        cluster.controller.reconcile()
+        cluster.now += 1.0
+        cluster.place()
+        own = cluster.store.session()
+        successor = Controller(own, View(own), "successor", lambda: cluster.now)
+        cluster.elect(successor)
+        successor.reconcile()
+        assert len(cluster.assigned()) == 1
+
+    def test_instance_ids_of_two_leaders_never_meet(self, cluster: Cluster) -> None:
+        cluster.place()
+        own = cluster.store.session()
+        successor = Controller(own, View(own), "successor", lambda: cluster.now)
+        cluster.elect(successor)
+        answer = successor.place(PlaceRequest("g", "f.ns", FunctionDemand(0, 2, 0.0)))
+        assert [a.instance_id for a in answer.assignments] == ["1-0", "2-0"]
+
+    def test_a_deposed_leader_writes_nothing_and_stops(self, cluster: Cluster) -> None:
+        cluster.store.put(EPOCH_PATH, b"another")
+        with pytest.raises(Fenced):
+            cluster.place()
+        assert cluster.assigned() == []
+        assert not cluster.controller.leading
+        with pytest.raises(Unavailable):
+            cluster.place()
+
+    def test_a_leader_without_a_store_pauses_and_goes_on_when_it_is_back(
+        self, cluster: Cluster
+    ) -> None:
+        cluster.own.suspend()
+        with pytest.raises(CoordinationLost):
+            cluster.place()
+        with pytest.raises(Unavailable):
+            cluster.place()
+        assert cluster.controller.reconcile() is None
+        cluster.own.resume()
+        cluster.controller.reconcile()
+        assert cluster.controller.leading
+        assert len(cluster.place()) == 1
+
+    def test_who_lost_the_election_decides_no_more(self, cluster: Cluster) -> None:
+        cluster.controller.on_lost()
+        assert not cluster.controller.leading
+        cluster.deploy(dataclasses.replace(FUNCTION, scaling=Scaling(minimum=1)))
+        assert cluster.controller.reconcile() is None
+        assert cluster.assigned() == []
+
+
+@pytest.fixture
+def running(cluster: Cluster) -> Iterator[Cluster]:
+    cluster.controller.start()
+    yield cluster
+    cluster.controller.close()
+
+
+def eventually(cluster: Cluster, holds: Callable[[], bool]) -> None:
+    cluster.view.wait_for(lambda _: holds(), timeout_seconds=5.0)
+
+
+def test_a_change_of_the_store_wakes_the_loop(running: Cluster) -> None:
+    warm = dataclasses.replace(FUNCTION, scaling=Scaling(minimum=1, maximum=1))
+    running.deploy(warm)
+    eventually(running, lambda: len(running.view.snapshot().assignments) == 1)
+    running.store.delete(FUNCTION.path)
+    eventually(running, lambda: not running.view.snapshot().assignments)
+
+
+def test_a_closed_controller_decides_no_more(running: Cluster) -> None:
+    running.controller.close()
+    running.deploy(dataclasses.replace(FUNCTION, scaling=Scaling(minimum=1, maximum=1)))
+    assert running.assigned() == []

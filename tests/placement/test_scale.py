@@ -1,0 +1,121 @@
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stoker.placement.records import FunctionRecord, Scaling
+from stoker.placement.scale import Demand, desired, needed, startable
+
+FUNCTION = FunctionRecord(
+    "f", "ns", "img", scaling=Scaling(minimum=0, maximum=4, concurrency=2, idle_seconds=60.0)
+)
+MINIMUM_1 = dataclasses.replace(
+    FUNCTION, scaling=Scaling(minimum=1, maximum=4, concurrency=2, idle_seconds=60.0)
+)
+NOW = 1000.0
+
+
+def asked(function: FunctionRecord, replicas: int) -> FunctionRecord:
+    return dataclasses.replace(function, replicas_requested=replicas)
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "queued", "expected"),
+    [(0, 0, 0), (1, 0, 1), (0, 1, 1), (2, 0, 1), (2, 1, 2), (5, 2, 4), (100, 100, 4)],
+)
+def test_demand_needs_its_share_of_the_concurrency_up_to_the_maximum(
+    in_flight: int, queued: int, expected: int
+) -> None:
+    assert needed(FUNCTION, Demand(in_flight, queued)) == expected
+    assert desired(FUNCTION, Demand(in_flight, queued), 0, NOW) == expected
+
+
+def test_deploying_starts_nothing_unless_a_minimum_is_set() -> None:
+    assert desired(FUNCTION, Demand(), 0, NOW) == 0
+    assert desired(MINIMUM_1, Demand(), 0, NOW) == 1
+
+
+def test_an_idle_instance_stays_until_its_idle_time_has_passed() -> None:
+    assert desired(FUNCTION, Demand(last_needed=(NOW - 59.0,)), 1, NOW) == 1
+    assert desired(FUNCTION, Demand(last_needed=(NOW - 60.0,)), 1, NOW) == 0
+
+
+def test_the_minimum_stays_when_the_idle_time_has_passed() -> None:
+    assert desired(MINIMUM_1, Demand(last_needed=(0.0, 0.0)), 2, NOW) == 1
+
+
+def test_recent_use_keeps_an_instance_but_does_not_start_one() -> None:
+    assert desired(FUNCTION, Demand(last_needed=(NOW,)), 0, NOW) == 0
+
+
+def test_only_surplus_that_was_idle_long_enough_goes() -> None:
+    demand = Demand(in_flight=1, last_needed=(NOW, NOW - 10.0, NOW - 70.0))
+    assert desired(FUNCTION, demand, 3, NOW) == 2
+
+
+def test_a_scale_request_is_a_floor_until_the_idle_time_has_passed() -> None:
+    demand = Demand(requested_at=NOW)
+    assert desired(asked(FUNCTION, 3), demand, 0, NOW + 59.0) == 3
+    assert desired(asked(FUNCTION, 3), demand, 3, NOW + 60.0) == 0
+
+
+def test_a_scale_request_is_bounded_by_minimum_and_maximum() -> None:
+    assert startable(asked(FUNCTION, 9), Demand(requested_at=NOW), NOW) == 4
+    two = dataclasses.replace(FUNCTION.scaling, minimum=2)
+    function = dataclasses.replace(asked(FUNCTION, 1), scaling=two)
+    assert startable(function, Demand(requested_at=NOW), NOW) == 2
+
+
+def test_scaling_to_zero_stops_what_was_kept_and_overrules_the_minimum() -> None:
+    demand = Demand(last_needed=(NOW - 1.0, NOW - 1.0), requested_at=NOW)
+    assert desired(asked(FUNCTION, 0), demand, 2, NOW) == 0
+    assert desired(asked(MINIMUM_1, 0), demand, 2, NOW + 500.0) == 0
+
+
+def test_scaling_to_zero_does_not_stop_what_has_requests_in_flight() -> None:
+    demand = Demand(in_flight=3, last_needed=(NOW - 1.0, NOW - 1.0), requested_at=NOW)
+    assert desired(asked(FUNCTION, 0), demand, 3, NOW) == 2
+
+
+def test_a_call_after_scaling_to_zero_starts_and_keeps_an_instance_again() -> None:
+    function = asked(MINIMUM_1, 0)
+    called = Demand(queued=1, last_needed=(NOW + 5.0,), requested_at=NOW)
+    assert desired(function, called, 0, NOW + 5.0) == 1
+    after = Demand(last_needed=(NOW + 5.0,), requested_at=NOW)
+    assert desired(function, after, 1, NOW + 30.0) == 1
+
+
+def test_scaling_down_to_one_stops_the_others_at_once() -> None:
+    demand = Demand(last_needed=(NOW - 1.0,) * 3, requested_at=NOW)
+    assert desired(asked(FUNCTION, 1), demand, 3, NOW) == 1
+
+
+@given(
+    minimum=st.integers(0, 4),
+    extra=st.integers(0, 4),
+    in_flight=st.integers(0, 50),
+    queued=st.integers(0, 50),
+    existing=st.integers(0, 10),
+    ages=st.lists(st.floats(0, 200), max_size=6),
+    replicas=st.none() | st.integers(0, 12),
+)
+def test_bounds_hold_whatever_was_asked(
+    minimum: int,
+    extra: int,
+    in_flight: int,
+    queued: int,
+    existing: int,
+    ages: list[float],
+    replicas: int | None,
+) -> None:
+    scaling = Scaling(minimum, max(1, minimum + extra), 2, 60.0)
+    function = dataclasses.replace(FUNCTION, scaling=scaling, replicas_requested=replicas)
+    demand = Demand(in_flight, queued, tuple(NOW - age for age in ages), NOW - 30.0)
+    found = desired(function, demand, existing, NOW)
+    assert found <= scaling.maximum
+    assert found >= needed(function, demand)
+    if replicas != 0:
+        assert found >= minimum
+    if not demand.busy and replicas is None:
+        assert found <= max(existing, minimum)
