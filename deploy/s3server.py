@@ -21,7 +21,8 @@ from typing import Self
 from stoker.placement.errors import BadSpec, StartFailed
 
 START_SECONDS_MAXIMUM = 30.0
-STOP_SECONDS_MAXIMUM = 15.0
+KILL_SECONDS_MAXIMUM = 10.0
+STOP_SECONDS_MAXIMUM = 2.0  # its gRPC servers wait for each other much longer
 
 
 class S3Server:
@@ -44,6 +45,7 @@ class S3Server:
         self.secret_key = secret_key or secrets.token_hex(16)
         self._port = port
         self._process: subprocess.Popen[bytes] | None = None
+        self._ports: list[int] = []
 
     @property
     def endpoint_url(self) -> str:
@@ -67,11 +69,11 @@ class S3Server:
         config = self.directory / "s3.json"
         config.write_text(json.dumps(self._identities()))
         config.chmod(0o600)
-        ports = _free_ports(9)
-        self._port = self._port or ports.pop()
+        self._ports = _free_ports(8)
+        self._port = self._port or self._ports[7]
         with (self.directory / "server.log").open("wb") as log:
             self._process = subprocess.Popen(
-                [program, *self._arguments(data, config, ports)],
+                [program, *self._arguments(data, config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -89,15 +91,19 @@ class S3Server:
         try:
             process.wait(STOP_SECONDS_MAXIMUM)
         except subprocess.TimeoutExpired:
+            # Nothing is lost: what it acknowledged is with the kernel.
             process.kill()
-            process.wait(STOP_SECONDS_MAXIMUM)
+            process.wait(KILL_SECONDS_MAXIMUM)
+        for port in self._ports:
+            for left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):  # noqa: S108
+                left.unlink(missing_ok=True)
 
     def kill(self) -> None:
         """End it as a crash would."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(STOP_SECONDS_MAXIMUM)
-            self._process = None
+            self._process.wait(KILL_SECONDS_MAXIMUM)
+            self.stop()
 
     def __enter__(self) -> Self:
         self.start()
@@ -115,8 +121,8 @@ class S3Server:
         key = {"accessKey": self.access_key, "secretKey": self.secret_key}
         return {"identities": [{"name": "stoker", "credentials": [key], "actions": ["Admin"]}]}
 
-    def _arguments(self, data: Path, config: Path, ports: list[int]) -> list[str]:
-        master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3_grpc = ports[:7]
+    def _arguments(self, data: Path, config: Path) -> list[str]:
+        master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3_grpc = self._ports[:7]
         return [
             "-logtostderr=true",
             "server",

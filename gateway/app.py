@@ -58,7 +58,7 @@ def create_app(control: ControlPlane) -> Flask:
 
     @app.get("/system/functions")
     def list_functions() -> Response:
-        return _json(functions.list(_namespace()))
+        return _json(functions.list_all(_namespace()))
 
     @app.post("/system/functions")
     def deploy() -> Response:

@@ -21,7 +21,7 @@ COMPONENT = (b"x-openfaas-internal", b"gateway")
 DISCARD_SECONDS = 5.0
 
 
-class ClientGone(Exception):  # noqa: N818 - it is no error, only the end of the exchange
+class ClientGone(Exception):
     """The client closed its connection; there is nobody to answer."""
 
 
@@ -74,6 +74,8 @@ class Request:
 
     async def read(self, bytes_maximum: int) -> bytes:
         """The whole body; PayloadTooLarge as soon as it is known to be over `bytes_maximum`."""
+        if self._complete:
+            return self.body
         announced = self.header(b"content-length")
         if announced.isdigit() and int(announced) > bytes_maximum:
             raise _too_large(bytes_maximum, f"{announced}")

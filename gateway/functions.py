@@ -61,7 +61,7 @@ class Functions:
         self._scaled_at: dict[str, float] = {}
 
     def deploy(self, body: Mapping[str, Any], query_namespace: str, *, must_exist: bool) -> None:
-        """Create or replace; FunctionNotFound if it `must_exist` and does not, BadSpec, …"""
+        """Create or replace; FunctionNotFound if it `must_exist` and does not, BadSpec."""
         draft = parse_deployment(body, query_namespace or DEFAULT_NAMESPACE)
         path = f"/functions/{draft.namespace}/{draft.name}"
         if must_exist and self._store.get(path) is None:
@@ -84,13 +84,7 @@ class Functions:
 
     def scale(self, name: str, body: Mapping[str, Any], query_namespace: str) -> None:
         """Ask for a number of instances, at most the function's maximum."""
-        replicas = body.get("replicas")
-        whole = isinstance(replicas, int) and not isinstance(replicas, bool)
-        if not whole or not 0 <= replicas <= REPLICAS_MAXIMUM:
-            raise BadRequest(
-                f"Expected a whole number of at least 0 as replicas, found {replicas!r:.80}.",
-                "Correct replicas.",
-            )
+        replicas = _replicas(body.get("replicas"))
         key = self._key(body.get("serviceName") or name, body, query_namespace)
         present = self._view.snapshot().functions.get(key)
         path = _path(key)
@@ -113,7 +107,7 @@ class Functions:
         self._view.apply(Change(path, None))
         self._scaled_at.pop(key, None)
 
-    def list(self, namespace: str) -> list[dict[str, Any]]:
+    def list_all(self, namespace: str) -> list[dict[str, Any]]:
         """The status of every function of a namespace, by name."""
         wanted = valid_namespace(namespace or DEFAULT_NAMESPACE)
         snapshot = self._view.snapshot()
@@ -178,6 +172,15 @@ class Functions:
 
 def serving_counts(snapshot: Snapshot, keys: Iterable[str]) -> dict[str, int]:
     return {key: sum(i.state == "serving" for i in snapshot.instances_of(key)) for key in keys}
+
+
+def _replicas(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= REPLICAS_MAXIMUM:
+        raise BadRequest(
+            f"Expected a whole number of at least 0 as replicas, found {value!r:.80}.",
+            "Correct replicas.",
+        )
+    return value
 
 
 def _path(key: str) -> str:

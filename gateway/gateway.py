@@ -111,7 +111,7 @@ class Gateway:
             elif path == "/system/logs" and request.method == "GET":
                 await self._logs.route(request, reply)
             else:
-                await self._control_route(request, reply, send)
+                await self._control_route(request, send)
         except ClientGone:
             return
         except StokerError as error:
@@ -122,7 +122,7 @@ class Gateway:
         if reply.finished:
             await request.discard()
 
-    async def _control_route(self, request: Request, reply: Reply, send: Send) -> None:
+    async def _control_route(self, request: Request, send: Send) -> None:
         """Hand the whole request to Flask: its threads never wait for a slow client."""
         body = await request.read(BUILD_BYTES_MAXIMUM if request.path == "/build" else MIB)
         kept = [h for h in request.headers if h[0] not in (b"content-length", b"transfer-encoding")]

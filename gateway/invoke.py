@@ -131,7 +131,7 @@ class Invoker:
         self._body_bytes_maximum = body_bytes_maximum
 
     async def function_route(self, request: Request, reply: Reply) -> None:
-        """/function/<name>[.<namespace>][/path]"""
+        """Answer /function/<name>[.<namespace>][/path]."""
         call = Call(request, reply, FunctionSurface(request), call_id_of(request))
         if request.method not in METHODS:
             allow = (b"allow", ", ".join(METHODS).encode())

@@ -29,6 +29,8 @@ from stoker.placement.view import Snapshot
 LINES_MAXIMUM = 10_000
 FOLLOWED_LINES_MAXIMUM = 1_000
 SECONDS_MAXIMUM = 30.0
+# What the clients of this route expect of a bad query.
+BAD_QUERY_STATUS = 422
 _FLAGS = {"": False, "0": False, "false": False, "1": True, "true": True}
 
 _log = structlog.get_logger()
@@ -37,12 +39,6 @@ _log = structlog.get_logger()
 class LogReader(Protocol):
     def log_lines(self, node: NodeRecord, parameters: dict[str, str]) -> AsyncIterator[bytes]:
         """The lines of one node as they come."""
-
-
-class BadQuery(BadRequest):
-    """The clients expect 422 of this route, not 400."""
-
-    status = 422
 
 
 def unauthorized() -> Unauthorized:
@@ -69,6 +65,8 @@ class SystemLogs:
             return
         except StokerError as error:
             status, headers, body = error_answer(error, request.header(b"accept"))
+            if isinstance(error, BadRequest):
+                status = BAD_QUERY_STATUS
             if isinstance(error, Unauthorized):
                 headers.append((b"www-authenticate", b'Basic realm="Restricted"'))
                 body = b"invalid credentials"
@@ -89,12 +87,12 @@ class SystemLogs:
 
     async def _read(self, node: NodeRecord, parameters: dict[str, str]) -> list[tuple[str, bytes]]:
         """What one node has; a node that does not answer must not hide the others' lines."""
-        lines: list[tuple[str, bytes]] = []
         try:
-            async for line in self._agents.log_lines(node, parameters):
-                lines.append((_timestamp(line), line))
+            found = self._agents.log_lines(node, parameters)
+            lines = [(_timestamp(line), line) async for line in found]
         except StokerError as error:
             _log.warning("logs_unreadable", node=node.node_id, cause=error.cause)
+            return []
         return lines[-LINES_MAXIMUM:]
 
     async def _follow(
@@ -126,13 +124,13 @@ class SystemLogs:
                 task.cancel()
 
     def _parameters(self, query: str) -> tuple[dict[str, str], bool]:
-        """The agents' parameters in a query string, and whether to follow; BadQuery."""
+        """The agents' parameters in a query string, and whether to follow; BadRequest."""
         given = {name: values[-1] for name, values in parse_qs(query).items()}
         name = given.get("name", "")
         follow = _FLAGS.get(given.get("follow", "").lower())
         tail = given.get("tail", "")
         if not name or follow is None or (tail and not tail.lstrip("-").isdigit()):
-            raise BadQuery(
+            raise BadRequest(
                 f"Expected name, tail (a number) and follow (0 or 1), found {query!r:.200}.",
                 "Correct the query.",
             )

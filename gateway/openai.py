@@ -164,7 +164,9 @@ def _model(function: FunctionRecord) -> dict[str, Any]:
     }
 
 
-def _object(message: str, status: int, code: str | None, param: str | None = None) -> Any:
+def _object(
+    message: str, status: int, code: str | None, param: str | None = None
+) -> dict[str, Any]:
     kind = "server_error" if status >= 500 else "invalid_request_error"
     if status == 429:
         kind = "rate_limit_error"

@@ -65,7 +65,7 @@ class Slot:
     place_seconds: float = 0.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Waiter:
     future: asyncio.Future[Slot]
     arrived_at: float
@@ -256,10 +256,9 @@ class Router:
     def _withdraw(self, waiter: _Waiter, state: _State) -> None:
         if waiter in state.queue:
             state.queue.remove(waiter)
-        elif waiter.future.done() and not waiter.future.cancelled():
-            # It was given a slot, or an error, in the moment in which its client left.
-            if waiter.future.exception() is None:
-                self.release(waiter.future.result())
+        elif _holds_slot(waiter.future):
+            # It was given a slot in the moment in which its client left.
+            self.release(waiter.future.result())
         waiter.future.cancel()
         if not state.queue:
             state.ended_at = self._clock()
@@ -336,6 +335,10 @@ class Router:
     def _drain_seconds(self, state: _State, concurrency: int) -> float:
         slots = max(1, len(state.known) * concurrency)
         return state.request_seconds * len(state.queue) / slots
+
+
+def _holds_slot(future: asyncio.Future[Slot]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
 
 
 def _gone(key: str) -> FunctionNotFound:

@@ -1,6 +1,6 @@
-"""Server-sent events in passing: only whole events go on, so that an error can follow any of them.
+r"""Server-sent events in passing: only whole events go on, so that an error can follow any of them.
 
-...data: {"a":1}\\n\\ndata: {"b"     a chunk as it came
+...data: {"a":1}\n\ndata: {"b"     a chunk as it came
 ^^^^^^^^^^^^^^^^^^^^^                goes on at once
                      ^^^^^^^^^^     held until the rest of its event comes
 """

@@ -24,7 +24,7 @@ WRITE_BYTES = 256 * 1024
 _NOT_ADDED = frozenset({"Accept", "Accept-Encoding", "Content-Type", "User-Agent"})
 
 
-class NotTaken(Exception):  # noqa: N818 - a fact for the dispatcher, not an error for a client
+class NotTaken(Exception):
     """The instance did not take the connection; nothing of the request reached it."""
 
 

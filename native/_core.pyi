@@ -68,16 +68,17 @@ def read_file(
     Raises OSError; EIO when the file ends early.
     """
 
-class Region(Buffer):
+class Region:
     """Private writable memory, in huge pages where the kernel gives them."""
 
     def __init__(self, byte_count: int, huge_pages: bool = True) -> None: ...
     def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
     @property
     def huge_pages(self) -> bool:
         """Whether huge pages back memory that was touched so far."""
 
-class Mapping(Buffer):
+class Mapping:
     """Chunks of a pool side by side in one private writable range.
 
     What is written stays in this process. `pool_fd` may be read-only and may be closed afterwards.
@@ -85,6 +86,7 @@ class Mapping(Buffer):
 
     def __init__(self, pool_fd: int, chunks: Sequence[int], byte_count: int) -> None: ...
     def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
     def populate(self) -> None:
         """Map every page now, so that no later read faults."""
 
@@ -187,9 +189,7 @@ class Load:
         digests: Sequence[bytes | None],
         progress: Progress,
     ) -> None: ...
-    def read(
-        self, requests: Sequence[ReadRequest], threads: int = 4, direct: bool = True
-    ) -> None:
+    def read(self, requests: Sequence[ReadRequest], threads: int = 4, direct: bool = True) -> None:
         """Read, verify and publish chunks, begun in this order, several at a time.
 
         The first error stops what has not begun. Raises OSError, ChunkError or Cancelled, and

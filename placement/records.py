@@ -4,7 +4,7 @@ Where a record lies in the store (`{}` is filled by the record's own fields):
 
     /functions/{namespace}/{name}          FunctionRecord   written by the gateway
     /code/{digest}                         tar.gz bytes     written by the gateway
-    /images/{quoted image}                 ImageRecord      written by the gateway
+    /images/{sha256 of the image name}     ImageRecord      written by the gateway
     /nodes/{node_id}                       NodeRecord       ephemeral, by the agent
     /residents/{node_id}/{digest}          ResidentRecord   ephemeral, by the agent
     /instances/{node_id}/{instance_id}     InstanceRecord   ephemeral, by the agent
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import types
 import typing
 from collections.abc import Mapping
@@ -108,7 +109,7 @@ class ImageRecord:
 
     @staticmethod
     def path_of(image: str) -> str:
-        return "/images/" + image.encode().hex()
+        return "/images/" + hashlib.sha256(image.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,14 +61,15 @@ class Connection:
         self._path = path
         with translated(path, "open"):
             _create_private(path)
+        with _opening(path), translated(path, "open"):
             self._db = sqlite3.connect(
                 path, timeout=BUSY_SECONDS_MAX, isolation_level=None, check_same_thread=False
             )
-        try:
-            self._set_up()
-        except BaseException:
-            self._db.close()
-            raise
+            try:
+                self._set_up()
+            except BaseException:
+                self._db.close()
+                raise
 
     def _set_up(self) -> None:
         with translated(self._path, "open"):
@@ -231,3 +234,33 @@ def _create_private(path: Path) -> None:
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     path.chmod(0o600)
+
+
+@contextlib.contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    """One process at a time: of two that turn a new file to WAL, one finds it locked at once."""
+    with translated(path, "open"):
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        lock = os.open(path.with_name(path.name + ".lock"), flags, 0o600)
+    try:
+        deadline = time.monotonic() + BUSY_SECONDS_MAX
+        while not _locked(lock):
+            if time.monotonic() > deadline:
+                raise CoordinationLost(
+                    f"Expected to open the store {path} within {BUSY_SECONDS_MAX:g} s, found "
+                    "another process opening it.",
+                    _REMEDIES[sqlite3.SQLITE_BUSY],
+                )
+            # Waiting for this lock in the kernel would have no deadline.
+            time.sleep(0.005)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _locked(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

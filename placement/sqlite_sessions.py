@@ -77,12 +77,7 @@ class Sessions:
         self._add(_Peer(connection, bytes.fromhex(session_id)))
         return True
 
-    def is_alive(self, session_id: str) -> bool:
-        connected = self.session_id == session_id or any(
-            peer.session_id == session_id for peer in self._peers.values()
-        )
-        if connected:
-            return True
+    def answers(self, session_id: str) -> bool:
         connection = self._dial(session_id)
         if connection is not None:
             connection.close()
@@ -127,7 +122,7 @@ class Sessions:
         """Dead sessions that left a socket but are not `known` to the store."""
         names = [entry.name for entry in os.scandir(self._folder_fd)]
         stems = {name.removesuffix(".sock") for name in names if name.endswith(".sock")}
-        return [session_id for session_id in stems - known if not self.is_alive(session_id)]
+        return [session_id for session_id in stems - known if not self.answers(session_id)]
 
     def close(self) -> None:
         _open_sessions.discard(self)

@@ -231,7 +231,9 @@ class SqliteStore:
         return sessions
 
     def _reap(self, session_id: str) -> None:
-        if self._file.has_session(session_id) and not self._sessions.is_alive(session_id):
+        # The end of its connection is proof. Connecting again is none: the listening socket of a
+        # killed process may live a moment longer.
+        if self._file.has_session(session_id):
             self._file.end_session(session_id)
             self._sessions.forget(session_id)
             self._sessions.nudge()

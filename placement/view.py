@@ -142,6 +142,9 @@ class View:
     def apply(self, change: Change) -> None:
         """See one's own write at once: the entry just written, or None if it was deleted."""
         with self._changed:
+            known = self._known.get(_table_of(change.path), {}).get(change.path)
+            if known and change.entry and known[0].version >= change.entry.version:
+                return  # The watch was faster, perhaps with somebody's later write.
             self._own[change.path] = _OwnWrite(change, self._clock() + OWN_WRITE_SECONDS)
             changed = self._take(change)
         self._tell(changed)
@@ -204,7 +207,7 @@ class View:
 
     def _take(self, change: Change) -> bool:
         """Put the change into its table and say whether anything changed."""
-        table = "/" + change.path.split("/", 2)[1]
+        table = _table_of(change.path)
         if table not in _TABLES or (table == "/placement" and change.path != LEADER_PATH):
             return False
         if self._touched is not None:
@@ -260,6 +263,10 @@ class View:
     def _function_versions(self) -> Mapping[str, int]:
         known = self._known["/functions"].values()
         return MappingProxyType({r.key: entry.version for entry, r in known if r is not None})
+
+
+def _table_of(path: str) -> str:
+    return "/" + path.split("/", 2)[1]
 
 
 def _decoded(cls: type, entry: Entry) -> Any:

@@ -101,10 +101,12 @@ class _Routes:
     async def logs(self, request: Request) -> Response:
         self._authorize(request)
         query = _log_query(request)
-        follower = self._logs.follow(query) if _flag(request, "follow") else None
-        reading = self._logs.open(query)
+        follow = _flag(request, "follow")
 
         async def lines() -> AsyncIterator[bytes]:
+            # Nothing is awaited between these two, so no line is missed or sent twice.
+            follower = self._logs.follow(query) if follow else None
+            reading = self._logs.open(query)
             try:
                 yield b"".join(await asyncio.to_thread(reading.lines))
                 while follower is not None:

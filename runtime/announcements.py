@@ -1,4 +1,4 @@
-"""This node's ephemeral records in the store, kept equal to what the agent wants to say."""
+"""The ephemeral records of one node, kept equal in the store to what the agent wants to say."""
 
 from __future__ import annotations
 

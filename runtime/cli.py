@@ -24,7 +24,6 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
 
 from stoker.placement.errors import StokerError
 from stoker.runtime.checkpoint.settings import CheckpointSettings
@@ -104,11 +103,9 @@ def list_models(uri: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(orjson.dumps([dataclasses.asdict(item) for item in found]).decode())
         return
-    table = Table("model", "form", "weights", box=None)
     for item in found:
         form = "packed" if item.packed else "plain"
-        table.add_row(item.uri, form, f"{item.weight_bytes / 1e6:,.1f} MB")
-    Console(soft_wrap=True).print(table)
+        click.echo(f"{item.uri}  {form}  {item.weight_bytes / 1e6:,.1f} MB")
 
 
 def _settings() -> CheckpointSettings:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import time
@@ -19,12 +20,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
 from stoker.placement.errors import BadRequest, InstanceLost, StartFailed, StokerError
-from stoker.placement.records import Assignment, CheckpointRef, FunctionRecord, InstanceRecord
+from stoker.placement.records import (
+    Assignment,
+    CheckpointRef,
+    FunctionRecord,
+    InstanceRecord,
+    encode,
+)
 from stoker.runtime.function_logs import FunctionLogs, LineSplitter
 from stoker.runtime.worker_start import CheckpointStart, WorkerStart, WorkerStatus, decode_status
 
@@ -34,6 +41,7 @@ DRAIN_SECONDS_MAXIMUM = 30.0
 FAREWELL_SECONDS_MAXIMUM = 2.0
 KILL_SECONDS_MAXIMUM = 5.0
 LAST_WORDS_SECONDS_MAXIMUM = 1.0
+ANNOUNCE_SECONDS_MAXIMUM = 2.0
 
 _log = structlog.get_logger()
 
@@ -73,17 +81,27 @@ class Worker(Protocol):
     def signal(self, number: signal.Signals) -> None: ...
 
 
+class Announcer(Protocol):
+    """`put` returns at once; `settled` waits until the store has what was put."""
+
+    def put(self, path: str, value: bytes) -> None: ...
+
+    async def settled(self, path: str, timeout_seconds: float) -> bool: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """What an instance needs of its node.
 
     `open_checkpoint` and `open_code` block and are run in `threads`; waiting for a load to end
-    takes a thread of `waiting_threads`.
+    takes a thread of `waiting_threads`. `on_serving` is told a worker's init seconds.
     """
 
     open_checkpoint: Callable[[CheckpointRef], OpenCheckpoint]
     open_code: Callable[[str], Path]
     fork: Callable[[WorkerStart, Sequence[int]], Awaitable[Worker]]
+    announcer: Announcer
+    on_serving: Callable[[float], None]
     logs: FunctionLogs
     pool_descriptor: int
     cluster_token: str
@@ -94,7 +112,7 @@ class Node:
 
 
 class Instance:
-    """`announce` is told each state; it returns when the store has it, or gave up."""
+    """Its `record` says how it is; each change of it is announced."""
 
     def __init__(
         self,
@@ -102,12 +120,10 @@ class Instance:
         listening: socket.socket,
         find_function: Callable[[], Awaitable[FunctionRecord]],
         node: Node,
-        announce: Callable[[InstanceRecord], Awaitable[None]],
     ) -> None:
         self._listening = listening
         self._find_function = find_function
         self._node = node
-        self._announce = announce
         self._seen_at = time.monotonic()
         self._stop_requested = asyncio.Event()
         self._drain_seconds = DRAIN_SECONDS_MAXIMUM
@@ -118,7 +134,7 @@ class Instance:
         self._status_pipe: asyncio.StreamReader | None = None
         self._log_pump: asyncio.Task[None] | None = None
         self._transports: list[asyncio.ReadTransport] = []
-        self.init_seconds = 0.0
+        self._work_dir = node.run_dir / "instances" / order.instance_id
         self.record = InstanceRecord(
             instance_id=order.instance_id,
             function=order.function,
@@ -138,21 +154,20 @@ class Instance:
     async def run(self) -> None:
         """The whole life. Its end is told by the record: stopping, or failed with the cause."""
         self._say("starting")
-        announced = asyncio.ensure_future(self._announce(self.record))
+        self._announce(self.record)
         try:
             await self._start_unless_stopped()
             if self._worker is not None:
                 await self._watch(self._worker)
             self._say("stopping")
-            await self._change(replace(self.record, state="stopping"))
+            self._announce(replace(self.record, state="stopping"))
         except StokerError as error:
             await self._fail(error)
-        except Exception as error:  # a bug: the client is told, and the trace is kept
+        except Exception as error:  # noqa: BLE001 - a bug: the client is told, the trace is kept
             _log.exception("instance_bug", instance_id=self.record.instance_id)
             await self._fail(StartFailed(f"The agent failed with {error!r:.200}."))
         finally:
             await self._release()
-            announced.cancel()
 
     async def _start_unless_stopped(self) -> None:
         starting = asyncio.ensure_future(self._start())
@@ -176,9 +191,7 @@ class Instance:
         loop, node = asyncio.get_running_loop(), self._node
         function = await self._find_function()
         if function.checkpoint is not None:
-            opening = loop.run_in_executor(
-                node.threads, node.open_checkpoint, function.checkpoint
-            )
+            opening = loop.run_in_executor(node.threads, node.open_checkpoint, function.checkpoint)
             self._opening = opening
         code_dir = None
         if function.code_digest is not None:
@@ -197,7 +210,7 @@ class Instance:
             function=function,
             cluster_token=self._node.cluster_token,
             threads=self._node.threads_per_worker,
-            work_dir=str(self._node.run_dir),
+            work_dir=str(self._work_dir),
             started_at=self._seen_at,
             code_dir=None if code_dir is None else str(code_dir),
             checkpoint=None
@@ -210,6 +223,7 @@ class Instance:
                 digest=function.checkpoint.digest,
             ),
         )
+        self._work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         log_reader, log_end = await self._pipe()
         status_reader, status_end = await self._pipe()
         shared = [self._listening.fileno(), log_end, status_end]
@@ -239,7 +253,7 @@ class Instance:
         status = asyncio.ensure_future(self._next_status())
         stopping = asyncio.ensure_future(self._stop_requested.wait())
         loading = asyncio.ensure_future(self._load_failure())
-        waits: set[asyncio.Future[object]] = {worker.exited, status, stopping, loading}  # type: ignore[arg-type]
+        waits: set[asyncio.Future[Any]] = {worker.exited, status, stopping, loading}
         try:
             while not stopping.done():
                 remaining = self._seen_at + STARTUP_SECONDS_MAXIMUM - time.monotonic()
@@ -256,7 +270,7 @@ class Instance:
                 if status.done():
                     waits.discard(status)
                     if (said := status.result()) is not None:
-                        await self._hear(said)
+                        self._hear(said)
                         status = asyncio.ensure_future(self._next_status())
                         waits.add(status)
                 if loading.done():
@@ -274,9 +288,7 @@ class Instance:
             line = await self._status_pipe.readline()
             return decode_status(line) if line else None
         except (ValueError, BadRequest) as error:
-            raise StartFailed(
-                f"Expected a status line from the worker, found: {error}."
-            ) from error
+            raise StartFailed(f"Expected a status line from the worker, found: {error}.") from error
 
     async def _load_failure(self) -> StokerError | None:
         """What the checkpoint's load failed with, or None once everything is in memory."""
@@ -291,16 +303,13 @@ class Instance:
             return error
         return None
 
-    async def _hear(self, said: WorkerStatus) -> None:
+    def _hear(self, said: WorkerStatus) -> None:
         if said.event == "failed":
             raise StokerError.from_wire(said.error or {})
         assert self._worker is not None
-        self.init_seconds = said.init_seconds
         self._say(f"serving at {self.record.address} after {self._age():.3f} s")
-        # Not awaited: the next event matters more than the store's pace.
-        self._serving = asyncio.ensure_future(
-            self._change(replace(self.record, state="serving", pid=self._worker.pid))
-        )
+        self._announce(replace(self.record, state="serving", pid=self._worker.pid))
+        self._node.on_serving(said.init_seconds)
 
     async def _cause_of_death(
         self, worker: Worker, status: asyncio.Future[WorkerStatus | None]
@@ -322,11 +331,12 @@ class Instance:
         # Told before the socket closes: whoever is refused asks placement and gets the cause.
         self._farewell_seconds = FAREWELL_SECONDS_MAXIMUM
         self._say(f"failed: {error}")
-        await self._change(replace(self.record, state="failed", failure=error.to_wire()))
+        self._announce(replace(self.record, state="failed", failure=error.to_wire()))
+        await self._node.announcer.settled(self.record.path, ANNOUNCE_SECONDS_MAXIMUM)
 
-    async def _change(self, record: InstanceRecord) -> None:
+    def _announce(self, record: InstanceRecord) -> None:
         self.record = record
-        await self._announce(record)
+        self._node.announcer.put(record.path, encode(record))
 
     async def _release(self) -> None:
         """End the process and give everything back; the weights stay in memory."""
@@ -341,6 +351,7 @@ class Instance:
             transport.close()
         if self._opening is not None:
             self._opening.add_done_callback(self._close_checkpoint)
+        await asyncio.to_thread(shutil.rmtree, self._work_dir, ignore_errors=True)
         self._say("ended")
 
     def _close_checkpoint(self, opening: asyncio.Future[OpenCheckpoint]) -> None:

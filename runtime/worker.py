@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import gc
 import os
 import random
 import resource
@@ -56,7 +55,6 @@ def run(start: WorkerStart, descriptors: Sequence[int], prepared: Prepared | Non
     forked_at = time.monotonic()
     listen, log, status, *pool = descriptors
     _become_worker(start, log)
-    gc.disable()  # until it serves: collections made a third of the time to build a model
     torch.set_num_threads(start.threads)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -125,7 +123,6 @@ class _Worker:
             ready.set_result(made)
             seconds = made.at - max(self._forked_at, made.bytes_at)
             self._report(WorkerStatus("serving", init_seconds=seconds))
-            gc.enable()
 
     def _failed(self, ready: asyncio.Future[Ready], error: StokerError) -> None:
         ready.set_exception(error)

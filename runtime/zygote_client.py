@@ -55,6 +55,9 @@ class ForkedWorker:
     def ended(self, status: int) -> None:
         if not self.exited.done():
             self.exited.set_result(status)
+            # The worker leads its own process group: nothing it forked outlives it.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -88,7 +91,7 @@ class ZygoteClient:
         return self._ready.is_set()
 
     async def run(self) -> None:
-        """Start the zygote, and again whenever it dies, until cancelled; its workers end with it."""
+        """Keep a zygote alive until cancelled; its workers end with it."""
         delay = RESTART_SECONDS_MINIMUM
         while True:
             started_at = time.monotonic()

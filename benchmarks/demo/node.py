@@ -107,7 +107,7 @@ class Node:
     def empty_memory(self, weight_bytes: int) -> None:
         """Leave the SSD copy, once all of it was written there."""
         wait_for(
-            lambda: _bytes_below(self.state / "ssd") >= weight_bytes,
+            lambda: self._ssd_bytes() >= weight_bytes,
             WAIT_SECONDS,
             "the SSD tier to hold the whole checkpoint",
         )
@@ -180,6 +180,10 @@ class Node:
             return any(node["zygote_ready"] for node in nodes)
         return False
 
+    def _ssd_bytes(self) -> int:
+        nodes = self._client().call("GET", "/system/nodes")
+        return sum(int(node["ssd_resident_bytes"]) for node in nodes)
+
     def _password(self) -> str:
         return (self.state / "auth" / "password").read_text().strip()
 
@@ -194,14 +198,6 @@ def wait_for(holds: Callable[[], bool], seconds: float, what: str) -> None:
         if time.monotonic() > deadline:
             sys.exit(f"Waited {seconds:.0f} s in vain for {what}.")
         time.sleep(0.05)
-
-
-def _bytes_below(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # a file may be renamed while we look
-            total += path.stat().st_size if path.is_file() else 0
-    return total
 
 
 def _free_port() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,8 +61,8 @@ def list_instances(gateway: str | None, as_json: bool) -> None:
         print_json({"instances": instances, "nodes": nodes})
         return
     print_table(
-        ("INSTANCE", "FUNCTION", "STATE", "NODE", "ADDRESS", "PID", "AGE", "REASON"),
-        [instance_row(instance, time.time()) for instance in instances],
+        ("INSTANCE", "FUNCTION", "STATE", "NODE", "ADDRESS", "PID", "AGE", "BUSY", "REASON"),
+        [instance_row(instance) for instance in instances],
     )
     click.echo()
     print_table(
@@ -105,12 +104,12 @@ def describe(name: str, namespace: str, gateway: str | None, as_json: bool) -> N
         rows += [(f"{kind}.{key}", value) for key, value in (function.get(kind) or {}).items()]
     rows += [("secret", secret) for secret in function.get("secrets") or ()]
     for instance in instances:
-        identifier, _, *cells = instance_row(instance, time.time())
+        identifier, _, *cells = instance_row(instance)
         rows.append((f"instance {identifier}", " ".join(cells).strip()))
     print_table(("KEY", "VALUE"), rows)
 
 
-def instance_row(instance: Mapping[str, Any], now: float) -> tuple[str, ...]:
+def instance_row(instance: Mapping[str, Any]) -> tuple[str, ...]:
     """One instance as cells; REASON is the cause of a failure."""
     failure = instance.get("failure") or {}
     return (
@@ -120,7 +119,8 @@ def instance_row(instance: Mapping[str, Any], now: float) -> tuple[str, ...]:
         str(instance["node_id"]),
         str(instance["address"]),
         str(instance.get("pid") or ""),
-        age_in_words(now - float(instance["started_at"])),
+        age_in_words(float(instance["age_seconds"])),
+        str(instance["in_flight"]),
         str(failure.get("cause", "")),
     )
 
@@ -130,8 +130,8 @@ def node_row(node: Mapping[str, Any]) -> Sequence[str]:
         str(node["node_id"]),
         "yes" if node.get("zygote_ready") else "starting",
         str(node.get("cores", "")),
-        bytes_in_words(node.get("dram_bytes", 0)),
-        bytes_in_words(node.get("ssd_bytes", 0)),
+        f"{bytes_in_words(node['dram_resident_bytes'])} / {bytes_in_words(node['dram_bytes'])}",
+        f"{bytes_in_words(node['ssd_resident_bytes'])} / {bytes_in_words(node['ssd_bytes'])}",
         _rate(node.get("remote_bandwidth", 0.0)),
         _rate(node.get("ssd_bandwidth", 0.0)),
     )

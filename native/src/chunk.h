@@ -10,6 +10,10 @@ inline constexpr std::size_t request_bytes = std::size_t{4} << 20;
 inline constexpr std::size_t huge_page_bytes = std::size_t{2} << 20;
 inline constexpr std::size_t page_bytes = 4096;
 
+constexpr std::size_t chunks_for(std::size_t bytes) {
+  return bytes / chunk_bytes + (bytes % chunk_bytes != 0);
+}
+
 constexpr std::size_t round_up(std::size_t value, std::size_t unit) {
   return (value + unit - 1) / unit * unit;
 }

@@ -122,7 +122,7 @@ bool SourceFile::is_cached(std::uint64_t offset, std::size_t count) const {
 }
 
 void SourceFile::read(std::span<std::byte> target, std::uint64_t offset, std::size_t count,
-                      const std::atomic<bool>& cancelled) {
+                      const std::atomic<bool>& cancelled) const {
   const bool cached = direct_ && is_cached(offset, count);
   std::size_t done = 0;
   while (done < count) {
@@ -131,8 +131,8 @@ void SourceFile::read(std::span<std::byte> target, std::uint64_t offset, std::si
     const std::uint64_t from = offset + done;
     std::size_t ask = std::min(count - done, request_bytes);
     const std::size_t ask_whole = round_up(ask, page_bytes);
-    const bool direct = direct_ && !cached && is_aligned(to) && from % page_bytes == 0 &&
-                        ask_whole <= target.size() - done;
+    const bool direct = direct_ && direct_works_ && !cached && is_aligned(to) &&
+                        from % page_bytes == 0 && ask_whole <= target.size() - done;
     if (direct) ask = ask_whole;
     const int fd = direct ? direct_->get() : buffered_.get();
     const ssize_t got = ::pread(fd, to, ask, static_cast<off_t>(from));
@@ -144,7 +144,7 @@ void SourceFile::read(std::span<std::byte> target, std::uint64_t offset, std::si
                             std::to_string(offset) + ", the file ends at " + std::to_string(from),
                         path_);
     } else if (direct && refuses_direct(errno)) {
-      direct_.reset();
+      direct_works_ = false;
     } else if (errno != EINTR) {
       throw SystemError(errno, "cannot read at offset " + std::to_string(from), path_);
     }

@@ -34,8 +34,9 @@ class SourceFile {
 
   // Reads exactly `count` bytes to the front of `target`. What lies in `target` behind them may
   // be overwritten up to the next page boundary. `cancelled` is looked at between requests.
+  // Several threads may read at once.
   void read(std::span<std::byte> target, std::uint64_t offset, std::size_t count,
-            const std::atomic<bool>& cancelled);
+            const std::atomic<bool>& cancelled) const;
 
  private:
   bool is_cached(std::uint64_t offset, std::size_t count) const;
@@ -43,6 +44,8 @@ class SourceFile {
   std::string path_;
   Descriptor buffered_;
   std::optional<Descriptor> direct_;
+  // Some file systems grant the open and refuse the read.
+  mutable std::atomic<bool> direct_works_{true};
 };
 
 // Writes `count` bytes from the front of `source` to a temporary name, syncs, and renames.

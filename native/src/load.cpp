@@ -60,7 +60,7 @@ void Load::read_one(const ReadRequest& request, bool direct) {
   Chunk& target = chunk(request.ordinal);
   claim(target, request.ordinal, Stage::empty, Stage::busy);
   try {
-    SourceFile source(request.path, direct);
+    const SourceFile source(request.path, direct);
     source.read(pool_->chunk(target.pool_chunk), request.file_offset, target.size, cancelled_);
   } catch (...) {
     target.stage = Stage::empty;

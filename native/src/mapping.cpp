@@ -14,7 +14,7 @@ namespace stoker {
 namespace {
 
 void check(int pool_fd, const std::vector<std::size_t>& chunks, std::size_t byte_count) {
-  if ((byte_count + chunk_bytes - 1) / chunk_bytes != chunks.size())
+  if (chunks_for(byte_count) != chunks.size())
     throw std::invalid_argument("expected the chunks of " + std::to_string(byte_count) +
                                 " bytes, found " + std::to_string(chunks.size()) + " chunks");
   struct stat status{};

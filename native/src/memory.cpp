@@ -42,7 +42,11 @@ std::size_t alignment_for(std::size_t bytes) {
   return bytes >= huge_page_bytes ? huge_page_bytes : page_bytes;
 }
 
-std::size_t whole_pages(std::size_t bytes) { return round_up(bytes == 0 ? 1 : bytes, page_bytes); }
+std::size_t whole_pages(std::size_t bytes) {
+  // Far above any address space, and far below where the sums would overflow.
+  if (bytes > std::size_t{1} << 56) throw SystemError(ENOMEM, "cannot reserve address space");
+  return round_up(bytes == 0 ? 1 : bytes, page_bytes);
+}
 
 }  // namespace
 

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -32,7 +33,11 @@ Descriptor open_reader(int fd) {
   return Descriptor(reader);
 }
 
-void run_when_idle() {
+// Signals go to the threads that expect them, and the processor to those that need it.
+void stay_in_the_background() {
+  sigset_t all;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, nullptr);
   const sched_param parameters{};
   // Refused only by unusual sandboxes, where the thread runs at normal priority.
   ::sched_setscheduler(0, SCHED_IDLE, &parameters);
@@ -58,6 +63,7 @@ Pool::~Pool() {
   stopping_ = true;
   // A forked child has the objects of these threads but not the threads: nothing to join.
   if (::getpid() != owner_process_) new std::vector<std::jthread>(std::move(threads_));
+  threads_.clear();
 }
 
 std::size_t Pool::free_count() const {
@@ -111,7 +117,7 @@ void Pool::prefault(unsigned threads) {
 }
 
 void Pool::prefault_chunks() {
-  run_when_idle();
+  stay_in_the_background();
   for (std::size_t index = next_to_prefault_++; index < chunk_count_ && !stopping_;
        index = next_to_prefault_++) {
     const std::span<std::byte> bytes = chunk(index);

@@ -48,9 +48,7 @@ static_assert(std::atomic<double>::is_always_lock_free);
 std::size_t ready_bytes(std::size_t chunk_count) { return (chunk_count + 63) / 64 * 8; }
 
 void check_extent(std::uint64_t chunk_count, std::uint64_t total_bytes) {
-  if (chunk_count <= chunks_maximum &&
-      total_bytes / chunk_bytes + (total_bytes % chunk_bytes != 0) == chunk_count)
-    return;
+  if (chunk_count <= chunks_maximum && chunks_for(total_bytes) == chunk_count) return;
   throw std::invalid_argument("expected a total that ends in the last of " +
                               std::to_string(chunk_count) + " chunks, found " +
                               std::to_string(total_bytes) + " bytes");

@@ -19,13 +19,11 @@ void Region::read_file(const std::string& path, std::uint64_t file_offset, std::
   if (byte_count > byte_count_)
     throw std::invalid_argument("expected at most the region's " + std::to_string(byte_count_) +
                                 " bytes to read, found " + std::to_string(byte_count));
-  // Opened once by the caller's thread, so that a missing file is told even for no bytes.
-  const SourceFile probe(path, false);
+  // Opened once: were the file replaced meanwhile, the parts would be of two files.
+  const SourceFile source(path, direct);
   const std::atomic<bool> cancelled{false};
-  const std::size_t units = (byte_count + chunk_bytes - 1) / chunk_bytes;
-  run_parallel(units, threads, [&](std::size_t unit) {
+  run_parallel(chunks_for(byte_count), threads, [&](std::size_t unit) {
     const std::size_t begin = unit * chunk_bytes;
-    SourceFile source(path, direct);
     source.read(memory_.bytes().subspan(begin), file_offset + begin,
                 std::min(chunk_bytes, byte_count - begin), cancelled);
   });

@@ -100,7 +100,7 @@ class Loading:
         if self.complete and self._source.local_dir is not None:
             for chunk in self._chunks:
                 if self._digests[chunk.ordinal] is None:
-                    found = self._load.digest_of(chunk.ordinal)
+                    found = self._load.digest(chunk.ordinal)
                     assert found is not None, "a complete load has committed every chunk"
                     self._context.ssd.learn(self._entry, chunk.ordinal, found.hex())
 

@@ -110,9 +110,16 @@ class TransformersEngine:
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens of cache that requests in flight hold now."""
-        cache = self._manager.batch_processor.cache
-        return int((1 - cache.compute_free_capacity()) * cache.num_blocks * PAGE_TOKENS)
+        """Room in the cache that requests in flight hold, in tokens.
+
+        Blocks kept in case another prompt begins alike do not count: they go when room is short.
+        """
+        allocators = self._manager.batch_processor.cache.cache_allocators.values()
+        return sum(
+            len(blocks) * int(allocator.tokens_per_page)
+            for allocator in allocators
+            for blocks in list(allocator.block_table.values())
+        )
 
     def cancel(self, request_id: str) -> None:
         self._manager.cancel_request(request_id)

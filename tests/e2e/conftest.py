@@ -10,6 +10,7 @@ from typing import Any
 
 import boto3
 import pytest
+
 from harness.stack import Stack
 from stoker.deploy.s3server import S3Server
 

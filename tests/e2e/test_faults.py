@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from harness import web
 from harness.stack import Stack, wait_until
 

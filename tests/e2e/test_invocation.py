@@ -13,6 +13,7 @@ from pathlib import Path
 
 import openai
 import pytest
+
 from harness import web
 from harness.stack import Stack, wait_until
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from harness import web
 from harness.stack import Stack
 from stoker.deploy.s3server import S3Server

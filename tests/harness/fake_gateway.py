@@ -24,6 +24,8 @@ INSTANCE = {
     "state": "failed",
     "epoch": 1,
     "started_at": 1.0,
+    "age_seconds": 95.0,
+    "in_flight": 2,
     "pid": 77,
     "failure": {"code": "start_failed", "cause": "The worker died.", "remedy": ""},
 }
@@ -32,7 +34,9 @@ NODE = {
     "agent_address": "127.0.0.1:9000",
     "cores": 2,
     "dram_bytes": 3 << 30,
+    "dram_resident_bytes": 1 << 29,
     "ssd_bytes": 8 << 30,
+    "ssd_resident_bytes": 1 << 30,
     "ssd_bandwidth": 1.5 * (1 << 30),
     "zygote_ready": True,
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+
 from stoker.deploy.s3server import S3Server
 
 BUCKET = "models"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import signal
 import socket
@@ -95,11 +94,12 @@ class ZooKeeperServer:
             time.sleep(0.05)
 
     def _ask(self) -> bytes:
-        with contextlib.suppress(OSError):
+        try:
             with socket.create_connection(("127.0.0.1", self._port), timeout=1.0) as connection:
                 connection.sendall(b"ruok")
                 return connection.recv(16)
-        return b""
+        except OSError:
+            return b""
 
 
 def _free_port() -> int:

@@ -27,6 +27,8 @@ MODEL = CheckpointRef("s3://b/m", "a" * 64, GB, packed=True)
 OTHER = CheckpointRef("s3://b/o", "b" * 64, GB, packed=True)
 QUEUED = Demand(queued=1, last_needed=(NOW,))
 IDLE = Demand(last_needed=(NOW - 10.0,))
+Running = list[tuple[Assignment, InstanceState | None]]
+OLDER = Demand(last_needed=(NOW - 50.0,))
 
 
 def function(
@@ -61,15 +63,14 @@ def assignment(
 
 
 def instance(made: Assignment, state: InstanceState = "serving") -> InstanceRecord:
-    return InstanceRecord(
-        made.instance_id, made.function, made.generation, made.node_id, made.address, state, 1, 0.0
-    )
+    common = (made.instance_id, made.function, made.generation, made.node_id, made.address)
+    return InstanceRecord(*common, state, 1, 0.0)
 
 
 def snapshot(
     functions: list[FunctionRecord],
     nodes: list[NodeRecord],
-    running: list[tuple[Assignment, InstanceState | None]] | None = None,
+    running: Running | None = None,
     residents: list[ResidentRecord] | None = None,
 ) -> Snapshot:
     running = running or []
@@ -191,32 +192,30 @@ def test_two_instances_of_one_model_need_its_bytes_once() -> None:
 
 def test_an_idle_instance_makes_room_for_a_waiting_request() -> None:
     f, g, h = function(), function("g"), function("h")
-    running: list[tuple[Assignment, InstanceState | None]] = [
+    running: Running = [
         (assignment("1-0", g), "serving"),
         (assignment("1-1", h), "serving"),
     ]
     seen = snapshot([f, g, h], [node(instances_maximum=2)], running)
-    older = dataclasses.replace(IDLE, last_needed=(NOW - 50.0,))
-    made = decide(seen, {"f.ns": QUEUED, "g.ns": IDLE, "h.ns": older})
+    made = decide(seen, {"f.ns": QUEUED, "g.ns": IDLE, "h.ns": OLDER})
     assert [start.function for start in made.starts] == ["f.ns"]
     assert stopped(made) == {"1-1": "its place was needed for f.ns"}
 
 
 def test_weights_of_an_idle_model_make_room_and_nothing_else_goes() -> None:
     f, g, code = function(checkpoint=MODEL), function("g", OTHER), function("code")
-    running: list[tuple[Assignment, InstanceState | None]] = [
+    running: Running = [
         (assignment("1-0", code), "serving"),
         (assignment("1-1", g), "serving"),
     ]
     seen = snapshot([f, g, code], [node(dram_bytes=int(1.1 * GB))], running)
-    older = dataclasses.replace(IDLE, last_needed=(NOW - 50.0,))
-    made = decide(seen, {"f.ns": QUEUED, "g.ns": IDLE, "code.ns": older})
+    made = decide(seen, {"f.ns": QUEUED, "g.ns": IDLE, "code.ns": OLDER})
     assert set(stopped(made)) == {"1-1"}
 
 
 def test_a_busy_function_or_a_minimum_does_not_make_room() -> None:
     f, busy, warm = function(), function("busy"), function("warm", minimum=1)
-    running: list[tuple[Assignment, InstanceState | None]] = [
+    running: Running = [
         (assignment("1-0", busy), "serving"),
         (assignment("1-1", warm), "serving"),
     ]
@@ -239,9 +238,7 @@ def test_a_busy_function_or_a_minimum_does_not_make_room() -> None:
 def test_a_dead_assignment_is_removed(case: str, reason: str) -> None:
     f = function()
     made = assignment("1-0", f)
-    state: InstanceState | None = "serving"
-    if case in ("failed", "stopping"):
-        state = case  # type: ignore[assignment]
+    state: Any = case if case in ("failed", "stopping") else "serving"
     if case == "silent":
         made, state = dataclasses.replace(made, created_at=NOW - ANNOUNCE_SECONDS - 1), None
     functions = [] if case == "deleted" else [f]
@@ -251,7 +248,7 @@ def test_a_dead_assignment_is_removed(case: str, reason: str) -> None:
 
 def test_an_idle_function_is_scaled_down_and_the_oldest_serving_instance_stays() -> None:
     f = function(minimum=1)
-    running: list[tuple[Assignment, InstanceState | None]] = [
+    running: Running = [
         (assignment("1-0", f, created_at=NOW - 9), "starting"),
         (assignment("1-1", f, created_at=NOW - 8), "serving"),
         (assignment("1-2", f, created_at=NOW - 7), "serving"),
@@ -281,7 +278,7 @@ class TestNewGeneration:
     def test_the_old_one_goes_when_the_new_one_serves(
         self, state: InstanceState, gone: set[str]
     ) -> None:
-        running: list[tuple[Assignment, InstanceState | None]] = [
+        running: Running = [
             (assignment("1-0", self.old), "serving"),
             (assignment("1-1", self.new), state),
         ]
@@ -315,7 +312,7 @@ def clusters(draw: st.DrawFn) -> tuple[Snapshot, dict[str, Demand]]:
         )
         for node_id in draw(st.sampled_from([[], ["a"], ["a", "b"], ["a", "b", "c"]]))
     ]
-    running: list[tuple[Assignment, InstanceState | None]] = []
+    running: Running = []
     for number in range(draw(st.integers(0, 6))):
         owner = draw(st.sampled_from([*FUNCTIONS, function("deleted")]))
         made = assignment(
@@ -369,13 +366,9 @@ def test_no_plan_breaks_an_invariant(cluster: tuple[Snapshot, dict[str, Demand]]
 @given(clusters())
 def test_the_same_arguments_give_the_same_plan(cluster: tuple[Snapshot, dict[str, Demand]]) -> None:
     seen, demand = cluster
-    shuffled = dataclasses.replace(
-        seen,
-        functions=dict(reversed(seen.functions.items())),
-        nodes=dict(reversed(seen.nodes.items())),
-        assignments=dict(reversed(seen.assignments.items())),
-        instances=dict(reversed(seen.instances.items())),
-    )
+    tables = ("functions", "nodes", "assignments", "instances")
+    reverse = {table: dict(reversed(getattr(seen, table).items())) for table in tables}
+    shuffled = dataclasses.replace(seen, **reverse)
     assert decide(seen, demand) == decide(shuffled, demand)
 
 

@@ -221,9 +221,9 @@ def test_a_missing_or_weak_token_stops_the_start(tmp_path: Path, content: bytes 
 
 
 def test_a_port_in_use_stops_the_start() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        with pytest.raises(BadRequest, match="STOKER_PLACEMENT_BIND"):
-            bound_socket("127.0.0.1", taken.getsockname()[1])
+    refused = pytest.raises(BadRequest, match="STOKER_PLACEMENT_BIND")
+    with socket.create_server(("127.0.0.1", 0)) as taken, refused:
+        bound_socket("127.0.0.1", taken.getsockname()[1])
 
 
 def process(environment: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -229,7 +229,7 @@ def test_a_refusal_does_not_tell_the_value_of_a_variable() -> None:
         ("5 m", None),
         ("5x", None),
         ("-5m", None),
-        ("٥", None),
+        ("\u0665", None),
     ],
 )
 def test_a_duration_is_seconds_or_a_go_duration(text: str, seconds: float | None) -> None:

@@ -210,6 +210,16 @@ def test_a_newer_value_of_somebody_else_is_taken_at_once() -> None:
     assert image_of(view) == "theirs"
 
 
+def test_a_later_write_that_the_watch_told_first_is_not_taken_back() -> None:
+    store = ScriptedStore()
+    view = View(store)
+    store.tell(function_entry("theirs", 4))
+    view.apply(Change(FUNCTION.path, function_entry("mine", 3)))
+    assert image_of(view) == "theirs"
+    store.tell(None)
+    assert image_of(view) is None
+
+
 def test_what_contradicts_ones_own_write_holds_after_a_while() -> None:
     moments = [0.0]
     store = ScriptedStore()

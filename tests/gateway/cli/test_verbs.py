@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from harness.fake_gateway import PASSWORD, FakeGateway, serve
 
+from harness.fake_gateway import PASSWORD, FakeGateway, serve
 from stoker.deploy.main import main
 from stoker.gateway.cli.client import find_access
 from stoker.gateway.cli.manage import since_timestamp
@@ -168,9 +168,11 @@ def test_ls_is_tab_separated_in_a_pipe_and_json_on_request(run: Run, stack: str)
 def test_ps_shows_instances_with_their_reason_and_nodes(run: Run) -> None:
     lines = run("ps").output.splitlines()
 
-    assert lines[1].startswith("i-1\tchat.openfaas-fn\tfailed\tn-1\t127.0.0.1:9001\t77\t")
+    assert lines[1].startswith("i-1\tchat.openfaas-fn\tfailed\tn-1\t127.0.0.1:9001\t77\t1m35s\t2\t")
     assert lines[1].endswith("\tThe worker died.")
-    assert lines[4] == "n-1\tyes\t2\t3.0 GiB\t8.0 GiB\tnot measured\t1.5 GiB/s"
+    assert (
+        lines[4] == "n-1\tyes\t2\t512.0 MiB / 3.0 GiB\t1.0 GiB / 8.0 GiB\tnot measured\t1.5 GiB/s"
+    )
     assert set(json.loads(run("ps", "--json").output)) == {"instances", "nodes"}
 
 

@@ -1,0 +1,318 @@
+"""The node agent: carries out what the leader assigned to this node, and says what it has.
+
+Everything here runs in one event loop; the store's threads only hand changes over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+import structlog
+
+from stoker.placement.errors import BadRequest, Fenced, StartFailed, StokerError
+from stoker.placement.names import split_function_name
+from stoker.placement.records import (
+    Assignment,
+    FunctionRecord,
+    InstanceRecord,
+    NodeRecord,
+    ResidentRecord,
+    decode,
+    encode,
+)
+from stoker.placement.store import Change, Store, StoreState
+from stoker.runtime.announcements import Announcements
+from stoker.runtime.instance import DRAIN_SECONDS_MAXIMUM, Instance, Node
+from stoker.runtime.spare_sockets import SpareSockets
+
+SPARE_SOCKETS = 4
+# Residents and bandwidths change with every chunk; they are told at most this often.
+REFRESH_SECONDS = 0.25
+SHUTDOWN_DRAIN_SECONDS = 10.0
+SHUTDOWN_SECONDS_MAXIMUM = 18.0
+
+_log = structlog.get_logger()
+_R = TypeVar("_R")
+
+
+class Residency(Protocol):
+    @property
+    def digest(self) -> str: ...
+    @property
+    def dram_bytes(self) -> int: ...
+    @property
+    def ssd_bytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    """What the checkpoint cache says of itself; bandwidths are (remote, SSD) in bytes/s."""
+
+    residents: Callable[[], Sequence[Residency]]
+    bandwidths: Callable[[], tuple[float, float]]
+
+
+@dataclass(slots=True)
+class _Running:
+    instance: Instance
+    task: asyncio.Task[None]
+    revoked: bool = False
+
+
+class Agent:
+    """`run` works until `stop` is set. `identity` is the node record without what changes."""
+
+    def __init__(
+        self,
+        identity: NodeRecord,
+        store: Store,
+        spares: SpareSockets,
+        announcements: Announcements,
+        tiers: Tiers,
+        zygote_ready: Callable[[], bool],
+    ) -> None:
+        self._identity = identity
+        self._store = store
+        self._spares = spares
+        self._announcements = announcements
+        self._tiers = tiers
+        self._zygote_ready = zygote_ready
+        self._init_seconds = 0.0
+        self._functions: dict[str, FunctionRecord] = {}
+        self._running: dict[str, _Running] = {}
+        self._epoch = 0
+        self._accepting = False
+        self._refresh: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._node: Node | None = None
+
+    @property
+    def live_count(self) -> int:
+        return sum(not running.task.done() for running in self._running.values())
+
+    def health(self) -> dict[str, object]:
+        return {"zygote_ready": self._zygote_ready(), "instances": self.live_count}
+
+    def note_init_seconds(self, init_seconds: float) -> None:
+        self._init_seconds = init_seconds
+        self.announce()
+
+    def note_change(self) -> None:
+        """Residents or bandwidths may have changed; may be called from any thread."""
+        self._hand_over(self._schedule_refresh)
+
+    async def run(self, node: Node, stop: asyncio.Event) -> None:
+        """Work until `stop` is set, then drain every instance; takes at most 18 s to end."""
+        self._node = node
+        self._accepting = True
+        self._spares.fill(self._spare_count())
+        writing = asyncio.ensure_future(self._announcements.run())
+        self._announce_all()
+        stop_watches = await asyncio.to_thread(self._watch)
+        try:
+            await stop.wait()
+        finally:
+            self._accepting = False
+            for stop_watch in stop_watches:
+                await asyncio.to_thread(stop_watch)
+            self._spares.close()
+            self._announcements.remove(self._identity.path)
+            await self._drain()
+            writing.cancel()
+
+    def announce(self) -> None:
+        """Write the node record, if it reads differently now."""
+        if not self._accepting:
+            return
+        remote, ssd = self._tiers.bandwidths()
+        record = replace(
+            self._identity,
+            spare_addresses=self._spares.addresses,
+            remote_bandwidth=round(remote),
+            ssd_bandwidth=round(ssd),
+            init_seconds=round(self._init_seconds, 3),
+            zygote_ready=self._zygote_ready(),
+        )
+        self._announcements.put(record.path, encode(record))
+
+    def _watch(self) -> list[Callable[[], None]]:
+        node_id = self._identity.node_id
+        self._store.on_state(lambda state: self._hand_over(self._note_state, state))
+        return [
+            self._store.watch(prefix, lambda change: self._hand_over(self._note, change))
+            for prefix in (
+                "/functions",
+                "/nodes",
+                f"/residents/{node_id}",
+                f"/instances/{node_id}",
+                f"/assignments/{node_id}",
+            )
+        ]
+
+    def _hand_over(self, function: Callable[..., None], *arguments: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _note_state(self, state: StoreState) -> None:
+        if state is StoreState.LOST:
+            self._announcements.forget()
+
+    def _note(self, change: Change) -> None:
+        kind = change.path.split("/", 2)[1]
+        if kind == "functions":
+            self._note_function(change)
+        elif kind == "assignments" and change.entry is None:
+            self._revoke(change.path.rpartition("/")[2])
+        elif kind == "assignments":
+            order = _decoded(Assignment, change)
+            if order is not None and order.path == change.path and self._accepting:
+                self._obey(order)
+        elif change.entry is None:
+            self._announcements.vanished(change.path)
+
+    def _note_function(self, change: Change) -> None:
+        record = None if change.entry is None else _decoded(FunctionRecord, change)
+        if record is None:
+            self._functions.pop(change.path, None)
+        else:
+            self._functions[change.path] = record
+
+    def _obey(self, order: Assignment) -> None:
+        if order.instance_id in self._running:
+            return
+        path = _starting(order).path
+        if path in self._announcements.wanted(path):  # refused before
+            return
+        if order.epoch < self._epoch:
+            self._refuse(
+                order,
+                Fenced(
+                    f"Expected an assignment of epoch {self._epoch} or later, "
+                    f"found epoch {order.epoch}.",
+                    "Place the function again.",
+                ),
+            )
+            return
+        self._epoch = order.epoch
+        listening = self._spares.claim(order.address)
+        if listening is None:
+            self._refuse(
+                order,
+                StartFailed(
+                    f"Expected the agent of {order.node_id} to hold a socket at {order.address}, "
+                    "found that the agent was restarted.",
+                    "Place the function again.",
+                ),
+            )
+            return
+        assert self._node is not None
+        instance = Instance(order, listening, lambda: self._function_of(order), self._node)
+        task = asyncio.ensure_future(instance.run())
+        self._running[order.instance_id] = _Running(instance, task)
+        task.add_done_callback(lambda _: self._ended(order.instance_id))
+        self._refill()
+
+    def _refuse(self, order: Assignment, error: StokerError) -> None:
+        _log.warning("assignment_refused", instance_id=order.instance_id, cause=error.cause)
+        record = replace(_starting(order), state="failed", failure=error.to_wire())
+        self._announcements.put(record.path, encode(record))
+
+    def _revoke(self, instance_id: str) -> None:
+        running = self._running.get(instance_id)
+        if running is None:
+            self._announcements.remove(f"/instances/{self._identity.node_id}/{instance_id}")
+            return
+        running.revoked = True
+        running.instance.stop(DRAIN_SECONDS_MAXIMUM)
+        if running.task.done():
+            self._ended(instance_id)
+
+    def _ended(self, instance_id: str) -> None:
+        """The process is gone; its record stays until the assignment is gone as well."""
+        running = self._running.get(instance_id)
+        if running is not None and (running.revoked or not self._accepting):
+            del self._running[instance_id]
+            self._announcements.remove(running.instance.record.path)
+        self._refill()
+
+    def _refill(self) -> None:
+        if not self._accepting:
+            return
+        try:
+            self._spares.fill(self._spare_count())
+        except StartFailed as error:
+            _log.error("spare_socket_failed", cause=error.cause)
+        self.announce()
+
+    def _spare_count(self) -> int:
+        return min(SPARE_SOCKETS, self._identity.instances_maximum - self.live_count)
+
+    async def _function_of(self, order: Assignment) -> FunctionRecord:
+        """The function as it was when it was assigned; the store is asked if the watch lags."""
+        name, namespace = split_function_name(order.function)
+        path = f"/functions/{namespace}/{name}"
+        record = self._functions.get(path)
+        if record is None or record.generation < order.generation:
+            entry = await asyncio.to_thread(self._store.get, path)
+            record = None if entry is None else decode(FunctionRecord, entry.value)
+        if record is None or record.generation != order.generation:
+            found = "none" if record is None else f"generation {record.generation}"
+            raise StartFailed(
+                f"Expected {order.function} of generation {order.generation}, found {found}.",
+                "Place the function again.",
+            )
+        return record
+
+    def _schedule_refresh(self) -> None:
+        if self._refresh is None and self._accepting:
+            self._refresh = self._loop.call_later(REFRESH_SECONDS, self._announce_all)
+
+    def _announce_all(self) -> None:
+        self._refresh = None
+        if not self._accepting:
+            return
+        self.announce()
+        node_id = self._identity.node_id
+        records = [
+            ResidentRecord(node_id, resident.digest, resident.dram_bytes, resident.ssd_bytes)
+            for resident in self._tiers.residents()
+        ]
+        for path in self._announcements.wanted(f"/residents/{node_id}/"):
+            if path not in {record.path for record in records}:
+                self._announcements.remove(path)
+        for record in records:
+            self._announcements.put(record.path, encode(record))
+
+    async def _drain(self) -> None:
+        tasks = {running.task for running in self._running.values()}
+        for running in self._running.values():
+            running.instance.stop(SHUTDOWN_DRAIN_SECONDS)
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=SHUTDOWN_SECONDS_MAXIMUM)
+            for task in late:
+                task.cancel()
+
+
+def _starting(order: Assignment) -> InstanceRecord:
+    return InstanceRecord(
+        instance_id=order.instance_id,
+        function=order.function,
+        generation=order.generation,
+        node_id=order.node_id,
+        address=order.address,
+        state="starting",
+        epoch=order.epoch,
+        started_at=order.created_at,
+    )
+
+
+def _decoded(cls: type[_R], change: Change) -> _R | None:
+    assert change.entry is not None
+    try:
+        return decode(cls, change.entry.value)
+    except BadRequest as error:
+        _log.warning("record_unreadable", path=change.path, cause=error.cause)
+        return None

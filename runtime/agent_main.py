@@ -1,0 +1,146 @@
+"""`python -m stoker.runtime.agent_main`: one node agent, wired from its settings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+
+from stoker.native import Pool
+from stoker.placement.errors import StokerError
+from stoker.placement.records import NodeRecord
+from stoker.placement.store import Store
+from stoker.placement.stores import open_store
+from stoker.runtime.agent import Agent, Tiers
+from stoker.runtime.agent_http import Server, application
+from stoker.runtime.announcements import Announcements
+from stoker.runtime.checkpoint.settings import CheckpointSettings
+from stoker.runtime.checkpoint.tiers import CheckpointCache
+from stoker.runtime.code_cache import CodeCache
+from stoker.runtime.function_logs import FunctionLogs
+from stoker.runtime.instance import Node
+from stoker.runtime.settings import Settings
+from stoker.runtime.spare_sockets import SpareSockets, address_of, listen
+from stoker.runtime.zygote_client import ZygoteClient
+
+OPENING_THREADS = 8
+
+_log = structlog.get_logger()
+
+
+def main() -> int:
+    """Run until SIGTERM or SIGINT; 0 after an orderly end, 1 when the start was refused."""
+    try:
+        settings = Settings.from_environment(os.environ)
+        checkpoint_settings = CheckpointSettings.from_environment(os.environ)
+        _configure_logging(settings.log_level)
+        for directory in (settings.ssd_dir, settings.run_dir):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # What the instances of an agent left that was killed.
+        shutil.rmtree(settings.run_dir / "instances", ignore_errors=True)
+        store = open_store(settings.store_url)
+    except StokerError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    try:
+        asyncio.run(_serve(settings, checkpoint_settings, store))
+    except StokerError as error:
+        _log.error("agent_failed", cause=error.cause, remedy=error.remedy)
+        return 1
+    finally:
+        store.close()
+    return 0
+
+
+async def _serve(settings: Settings, checkpoint_settings: CheckpointSettings, store: Store) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    listening = listen(settings.bind_host, settings.bind_port)
+    pool = Pool(settings.dram_bytes)
+    pool.prefault(1)
+    logs = FunctionLogs(settings.function_logs_dir)
+    announcements = Announcements(store)
+    # The agent, the zygote and the cache tell each other; nothing is told before all exist.
+    agent: Agent | None = None
+    cache = CheckpointCache(
+        settings.ssd_dir,
+        settings.ssd_bytes,
+        pool,
+        checkpoint_settings,
+        on_change=lambda: agent.note_change() if agent else None,
+    )
+    zygote = ZygoteClient(
+        settings.run_dir, os.environ, on_change=lambda: agent.announce() if agent else None
+    )
+    agent = Agent(
+        NodeRecord(
+            node_id=settings.node_id,
+            agent_address=address_of(listening),
+            cores=settings.cores,
+            dram_bytes=pool.capacity_bytes,
+            ssd_bytes=settings.ssd_bytes,
+            instances_maximum=settings.instances_maximum,
+        ),
+        store,
+        SpareSockets(settings.bind_host),
+        announcements,
+        Tiers(cache.residents, cache.bandwidths),
+        lambda: zygote.ready,
+    )
+    with (
+        ThreadPoolExecutor(OPENING_THREADS, "open") as threads,
+        ThreadPoolExecutor(settings.instances_maximum, "wait-for-load") as waiting_threads,
+    ):
+        node = Node(
+            open_checkpoint=cache.open,
+            open_code=CodeCache(settings.code_dir, store).open,
+            fork=zygote.start,
+            announcer=announcements,
+            on_serving=agent.note_init_seconds,
+            logs=logs,
+            pool_descriptor=pool.fd,
+            cluster_token=settings.cluster_token,
+            threads_per_worker=settings.cores,
+            run_dir=settings.run_dir,
+            threads=threads,
+            waiting_threads=waiting_threads,
+        )
+        server = Server(application(settings.cluster_token, cache.resolve, logs, agent.health))
+        serving = asyncio.ensure_future(server.serve(sockets=[listening]))
+        forking = asyncio.ensure_future(zygote.run())
+        _log.info("agent_started", node_id=settings.node_id, address=address_of(listening))
+        try:
+            await agent.run(node, stop)
+        finally:
+            server.should_exit = True
+            forking.cancel()
+            await asyncio.wait({serving, forking})
+            await asyncio.to_thread(cache.close)
+    _log.info("agent_stopped", node_id=settings.node_id)
+
+
+def _configure_logging(level: str) -> None:
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[level.upper()]
+        ),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""A real node agent in its own process, driven through a real store as the leader does it."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from harness import web
+from stoker.placement.records import Assignment, FunctionRecord, InstanceRecord, NodeRecord, encode
+from stoker.placement.stores import open_store
+from stoker.placement.view import Snapshot, View
+
+TOKEN = "cluster-token-of-the-tests"
+NODE = "node-1"
+
+
+class AgentProcess:
+    """`python -m stoker.runtime.agent_main` with a SQLite store in `state`."""
+
+    def __init__(self, state: Path, environment: Mapping[str, str] | None = None) -> None:
+        (state / "auth").mkdir(parents=True, exist_ok=True)
+        (state / "auth" / "cluster-token").write_text(TOKEN)
+        self.state = state
+        url = f"sqlite://{state}/store.sqlite"
+        self.store = open_store(url)
+        self.view = View(self.store)
+        self._changed = threading.Event()
+        self._variables = {
+            **os.environ,
+            "STOKER_STORE": url,
+            "STOKER_STATE": str(state),
+            "STOKER_NODE_ID": NODE,
+            "STOKER_DRAM_BYTES": str(128 << 20),
+            "STOKER_SSD_BYTES": str(256 << 20),
+            "STOKER_INSTANCES_MAXIMUM": "5",
+            "STOKER_CORES": "1",
+            **(environment or {}),
+        }
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "stoker.runtime.agent_main"], env=self._variables
+        )
+
+    def wait_for(self, holds: Callable[[Snapshot], object], seconds: float = 40.0) -> Snapshot:
+        return self.view.wait_for(lambda snapshot: bool(holds(snapshot)), seconds)
+
+    def ready(self) -> NodeRecord:
+        """The node's record once its zygote is ready."""
+        snapshot = self.wait_for(lambda s: NODE in s.nodes and s.nodes[NODE].zygote_ready)
+        return snapshot.nodes[NODE]
+
+    def deploy(self, function: FunctionRecord) -> None:
+        self.store.put(function.path, encode(function))
+
+    def assign(
+        self, instance_id: str, function: FunctionRecord, *, address: str = "", epoch: int = 1
+    ) -> Assignment:
+        address = address or self.view.snapshot().nodes[NODE].spare_addresses[0]
+        order = Assignment(
+            *(instance_id, function.key, function.generation, NODE, address, epoch, time.time())
+        )
+        self.store.put(order.path, encode(order))
+        return order
+
+    def revoke(self, order: Assignment) -> None:
+        self.store.delete(order.path)
+
+    def instance(self, instance_id: str, state: str, seconds: float = 40.0) -> InstanceRecord:
+        """The instance's record once it is in `state`."""
+        snapshot = self.wait_for(
+            lambda s: (i := s.instances.get(instance_id)) and i.state in (state, "failed"), seconds
+        )
+        record = snapshot.instances[instance_id]
+        assert record.state == state, record
+        return record
+
+    def gone(self, instance_id: str) -> None:
+        self.wait_for(lambda s: instance_id not in s.instances)
+
+    def call(self, address: str, body: object = "") -> web.Answer:
+        return web.call("POST", f"http://{address}/", body, {"X-Stoker-Token": TOKEN})
+
+    def http(self, method: str, path: str, body: object = None, token: str = TOKEN) -> web.Answer:
+        address = self.view.snapshot().nodes[NODE].agent_address
+        return web.call(method, f"http://{address}{path}", body, {"X-Stoker-Token": token})
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.kill()
+        self.view.close()
+        self.store.close()
+
+
+def handler_archive(source: str) -> tuple[str, bytes]:
+    """Digest and tar.gz of a folder with this handler.py."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        info = tarfile.TarInfo("handler.py")
+        info.size = len(source.encode())
+        tar.addfile(info, io.BytesIO(source.encode()))
+    payload = gzip.compress(buffer.getvalue(), mtime=0)
+    return hashlib.sha256(payload).hexdigest(), payload

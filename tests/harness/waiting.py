@@ -1,0 +1,14 @@
+"""Waiting for what another thread or process brings about."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+def eventually(holds: Callable[[], object], seconds: float = 5.0) -> None:
+    """Return as soon as `holds()` is true; fail if it is not within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not so within {seconds:g} s"
+        time.sleep(0.005)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from stoker.native import CHUNK_BYTES, Mapping, Pool
+
+
+def test_a_pool_hands_out_whole_chunks() -> None:
+    pool = Pool(3 * CHUNK_BYTES + 1)
+    assert (pool.chunk_count, pool.capacity_bytes, pool.free_count) == (3, 3 * CHUNK_BYTES, 3)
+    assert isinstance(pool.huge_pages, bool)
+    chunks = pool.allocate(2)
+    with pytest.raises(MemoryError):
+        pool.allocate(2)
+    with pytest.raises(ValueError, match="allocated"):
+        pool.release([chunks[0], chunks[0]])
+    pool.release(chunks)
+    with pytest.raises(ValueError, match="allocated"):
+        pool.release(chunks)
+    assert pool.free_count == 3
+    with pytest.raises(ValueError, match="at least one chunk"):
+        Pool(5)
+    with pytest.raises(ValueError, match="below 3"):
+        pool.chunk(3)
+
+
+def test_a_view_of_a_chunk_outlives_the_pool_object() -> None:
+    pool = Pool(CHUNK_BYTES)
+    view = pool.chunk(0)
+    view[:5] = b"stays"
+    del pool
+    gc.collect()
+    assert bytes(view[:5]) == b"stays"
+    assert (len(view), view.readonly) == (CHUNK_BYTES, False)
+
+
+def test_prefaulting_keeps_what_is_written() -> None:
+    pool = Pool(4 * CHUNK_BYTES)
+    pool.chunk(3)[-5:] = b"stays"
+    pool.prefault(2)
+    with pytest.raises(ValueError, match="already"):
+        pool.prefault(2)
+    deadline = time.monotonic() + 60
+    # The pool has nothing to wait on: the count is for people who watch.
+    while pool.prefaulted_bytes < pool.capacity_bytes:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert bytes(pool.chunk(3)[-5:]) == b"stays"
+
+
+def test_what_is_written_to_a_mapping_stays_there() -> None:
+    pool = Pool(3 * CHUNK_BYTES)
+    pool.chunk(2)[:3] = b"two"
+    pool.chunk(0)[:3] = b"nul"
+    mapping = Mapping(pool.reader_fd, [2, 0], CHUNK_BYTES + 3)
+    mapping.populate()
+    view = memoryview(mapping)
+    assert len(view) == len(mapping) == CHUNK_BYTES + 3
+    assert bytes(view[:3]) + bytes(view[CHUNK_BYTES:]) == b"twonul"
+    view[:3] = b"own"
+    assert bytes(pool.chunk(2)[:3]) == b"two"
+    assert bytes(memoryview(Mapping(pool.fd, [2], 3))) == b"two"
+    del mapping, pool
+    gc.collect()
+    assert bytes(view[:3]) == b"own"
+
+
+def test_a_readers_descriptor_cannot_change_or_shrink_the_pool() -> None:
+    pool = Pool(CHUNK_BYTES)
+    with pytest.raises(OSError, match="descriptor"):
+        os.write(pool.reader_fd, b"x")
+    with pytest.raises(PermissionError):
+        os.ftruncate(pool.fd, 0)
+
+
+def test_a_mapping_of_chunks_that_are_not_there_is_refused() -> None:
+    pool = Pool(CHUNK_BYTES)
+    for chunks, byte_count in [([1], 1), ([0], CHUNK_BYTES + 1), ([], 2**64 - 1)]:
+        with pytest.raises(ValueError, match="expected"):
+            Mapping(pool.fd, chunks, byte_count)
+
+
+def test_a_child_forked_while_the_pool_is_prefaulted_can_end() -> None:
+    program = (
+        "import os\n"
+        "from stoker.native import CHUNK_BYTES, Pool\n"
+        "pool = Pool(32 * CHUNK_BYTES)\n"
+        "pool.prefault(2)\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    del pool\n"
+        "    os._exit(7)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.stdout == "7\n", done.stderr
