@@ -169,8 +169,9 @@ class S3Server:
         )
 
     def _answers(self) -> bool:
+        url = f"{self.endpoint_url}/healthz"
         try:
-            with urllib.request.urlopen(f"{self.endpoint_url}/healthz", timeout=1) as answer:  # noqa: S310
+            with urllib.request.urlopen(url, timeout=1) as answer:  # noqa: S310 (our own URL)
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False

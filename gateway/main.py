@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
@@ -39,6 +40,7 @@ class GatewayServer(BaseApplication):  # type: ignore[misc]
             "proc_name": "stoker-gateway",
             "loglevel": self._settings.log_level,
             "errorlog": "-",
+            "post_worker_init": _accept_bursts,
         }
         for name, value in options.items():
             self.cfg.set(name, value)
@@ -47,6 +49,15 @@ class GatewayServer(BaseApplication):  # type: ignore[misc]
         from stoker.gateway.asgi import application
 
         return application
+
+
+def _accept_bursts(worker: Any) -> None:
+    """Keep gunicorn's own backlog: its ASGI worker listens anew with asyncio's 100.
+
+    Over that the kernel drops connections, and a dropped one costs its client a whole second.
+    """
+    loop = worker.loop
+    loop.create_server = functools.partial(loop.create_server, backlog=worker.cfg.backlog)
 
 
 def main() -> None:

@@ -56,7 +56,10 @@ def build(
     if start.checkpoint is None or start.function.task == "custom":
         return Ready(_custom(start), time.monotonic())
     if descriptors is None:
-        raise StartFailed("Expected the pool's descriptor with the checkpoint, found none.")
+        raise StartFailed(
+            "Expected the pool's descriptor with the checkpoint, found none.",
+            "Run the same release of Stoker in agent and zygote.",
+        )
     checkpoint, function = start.checkpoint, start.function
     prepared = prepared or prepare(Path(checkpoint.files_dir), function.task)
     progress = Progress.open(descriptors[1])

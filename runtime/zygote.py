@@ -129,11 +129,15 @@ class Zygote:
             expected = len(start.descriptor_names)
             if len(descriptors) != expected or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 raise BadRequest(
-                    f"Expected {expected} descriptors with the start, found {len(descriptors)}."
+                    f"Expected {expected} descriptors with the start, found {len(descriptors)}.",
+                    "Run the same release of Stoker in agent and zygote.",
                 )
             self._fork(start, descriptors)
         except OSError as error:
-            failed = StartFailed(f"Expected to fork a worker, found: {error.strerror}.")
+            failed = StartFailed(
+                f"Expected to fork a worker, found: {error.strerror}.",
+                "Free memory or processes on the node.",
+            )
             self._send(ZygoteEvent("refused", instance_id, error=failed.to_wire()))
         except StokerError as error:
             self._send(ZygoteEvent("refused", instance_id, error=error.to_wire()))

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 STAGES = ("queue", "place", "fetch", "load", "init", "prefill")
 STARTS = {
-    "s3": "S3 (nothing on the node)",
+    "s3": "S3",
     "ssd": "SSD",
     "dram": "host memory",
-    "warm": "warm instance",
-    "fresh_process": "transformers, fresh process",
+    "warm": "warm",
+    "fresh_process": "fresh process",
 }
 Samples = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -35,9 +36,14 @@ def medians(samples: Samples) -> dict[str, float]:
 
 def show(samples: Samples, console: Console) -> None:
     middle = medians(samples)
-    table = Table(title="Time to first token, milliseconds (medians)")
-    table.add_column("started from")
-    for heading in ("TTFT", "min-max", "fresh / this", *STAGES):
+    table = Table(
+        title="Time to first token, milliseconds (medians)",
+        caption="fresh process: plain transformers, from its spawn; speedup is against it",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("from", no_wrap=True)
+    for heading in ("TTFT", "min-max", "speedup", *STAGES, "other"):
         table.add_column(heading, justify="right")
     for start, name in STARTS.items():
         times = [sample["ttft_ms"] for sample in samples[start]]
@@ -47,6 +53,7 @@ def show(samples: Samples, console: Console) -> None:
             f"{min(times):.0f}-{max(times):.0f}",
             f"{middle['fresh_process'] / middle[start]:.1f}x",
             *(_stage(samples[start], stage) for stage in STAGES),
+            f"{statistics.median(map(_other, samples[start])):.0f}",
         )
     console.print(table)
 
@@ -81,6 +88,11 @@ def last_line(samples: Samples) -> str:
 def _stage(samples: Sequence[Mapping[str, Any]], stage: str) -> str:
     found = [sample["stages_ms"][stage] for sample in samples if stage in sample["stages_ms"]]
     return f"{statistics.median(found):.0f}" if found else "-"
+
+
+def _other(sample: Mapping[str, Any]) -> float:
+    """What no stage accounts for: the connections, the client, and what was not measured."""
+    return float(sample["ttft_ms"] - sum(sample["stages_ms"].values()))
 
 
 def _processor() -> str:

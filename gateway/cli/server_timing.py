@@ -41,7 +41,7 @@ def sse_data(lines: Iterable[bytes]) -> Iterator[str]:
     """The data of each event of an SSE body; comments and other fields are skipped."""
     pending: list[str] = []
     for line in lines:
-        text = line.decode(errors="replace").rstrip("\r")
+        text = line.decode(errors="replace").rstrip("\r\n")
         if text.startswith("data:"):
             pending.append(text[5:].removeprefix(" "))
         elif not text and pending:

@@ -117,9 +117,7 @@ class Loading:
                     fetch.result()
         finally:
             # After a failure: nothing may still write into the chunks when this returns.
-            for fetch in fetches:
-                fetch.cancel()
-            wait(fetches)
+            wait([fetch for fetch in fetches if not fetch.cancel()])
         self._context.remote_bandwidth.record(self._meter.bytes, self._meter.seconds)
 
     def _split(self) -> tuple[list[ChunkEntry], list[ChunkEntry]]:

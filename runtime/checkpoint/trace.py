@@ -6,12 +6,13 @@ no data, so that tracing costs milliseconds and no memory, whatever the model's 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from stoker.placement.errors import CheckpointError
 
@@ -50,14 +51,13 @@ class Trace:
 
 def trace(folder: Path) -> Trace:
     """Trace the model whose config.json lies in `folder`; CheckpointError says why it cannot be."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
     import torch
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        kind = orjson.loads((folder / "config.json").read_bytes())["model_type"]
+        # Not AutoConfig, which would offer to run code that lies in the folder.
+        config = transformers.CONFIG_MAPPING[kind].from_pretrained(folder, local_files_only=True)
         architecture = (config.architectures or ["none"])[0]
         model_class = getattr(transformers, architecture, None)
         if model_class is None:

@@ -54,7 +54,8 @@ def read_pooling(files_dir: Path) -> Pooling:
     if len(modes) == 1 and modes[0] in _MODES:
         return Pooling(_MODES[modes[0]], normalize)
     raise StartFailed(
-        f"Expected mean, cls or lasttoken pooling in the checkpoint, found {', '.join(modes)}."
+        f"Expected mean, cls or lasttoken pooling in the checkpoint, found {', '.join(modes)}.",
+        "Use a checkpoint with one of these.",
     )
 
 

@@ -71,7 +71,8 @@ class TextCodec:
             )
         except jinja2.TemplateError as error:
             raise BadRequest(
-                f"Expected messages that the model's chat template accepts, found: {error}."
+                f"Expected messages that the model's chat template accepts, found: {error}.",
+                "Send the roles in the order that this model was trained for.",
             ) from error
         return self.encode(rendered[0], add_special_tokens=False)
 
@@ -88,7 +89,8 @@ def load_codec(files_dir: Path) -> TextCodec:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise StartFailed(
-            f"Expected a readable tokenizer.json in the checkpoint, found: {error}."
+            f"Expected a readable tokenizer.json in the checkpoint, found: {error}.",
+            "Save the tokenizer again with save_pretrained.",
         ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -106,10 +108,14 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     except orjson.JSONDecodeError as error:
         raise StartFailed(
-            f"Expected JSON in the checkpoint's {path.name}, found: {error}."
+            f"Expected JSON in the checkpoint's {path.name}, found: {error}.",
+            "Correct the file in the checkpoint.",
         ) from error
     if not isinstance(value, dict):
-        raise StartFailed(f"Expected an object in the checkpoint's {path.name}, found a list.")
+        raise StartFailed(
+            f"Expected an object in the checkpoint's {path.name}, found {type(value).__name__}.",
+            "Correct the file in the checkpoint.",
+        )
     return value
 
 

@@ -96,7 +96,7 @@ def tensor_views(memory: torch.Tensor, places: Iterable[TensorPlace]) -> dict[st
 def wait_for_bytes(progress: LoadProgress, byte_count: int) -> None:
     """Until the first `byte_count` bytes have arrived; raises the error that ended the load.
 
-    Blocks without the GIL. DeadlineExceeded is not needed: a stalled load is a StartFailed.
+    Blocks without the GIL. A load that stalls is a StartFailed.
     """
     seen = -1
     while True:
@@ -116,7 +116,10 @@ def wait_for_bytes(progress: LoadProgress, byte_count: int) -> None:
             raise StokerError.from_wire(orjson.loads(progress.error))
         if progress.watermark_bytes >= byte_count:
             return
-        raise StartFailed("Expected a complete checkpoint, found that its load was cancelled.")
+        raise StartFailed(
+            "Expected a complete checkpoint, found that its load was cancelled.",
+            "Call the function again.",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +139,8 @@ def build_skeleton(files_dir: Path, *, bare: bool) -> Skeleton:
         config = transformers.AutoConfig.from_pretrained(str(files_dir), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise StartFailed(
-            f"Expected a config.json of a model that transformers knows, found: {error}."
+            f"Expected a config.json of a model that transformers knows, found: {error}.",
+            "Code in a checkpoint is never run: use a model that transformers has built in.",
         ) from error
     with torch.device("meta"):
         if bare:

@@ -214,7 +214,9 @@ def _route(request: Request) -> tuple[str, dict[str, Any]]:
     try:
         text = request.body.decode()
     except UnicodeDecodeError as error:
-        raise BadRequest(f"Expected UTF-8 text as the body, found: {error}.") from error
+        raise BadRequest(
+            f"Expected UTF-8 text as the body, found: {error}.", "Send UTF-8."
+        ) from error
     if not text.strip():
         raise BadRequest("Expected a prompt as the body, found none.", "Send some text.")
     return "text", {"text": text}

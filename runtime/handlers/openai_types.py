@@ -60,9 +60,12 @@ def parse_body(body: bytes) -> dict[str, Any]:
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise BadJson(f"Expected a JSON object as the body, found: {error}.") from error
+        raise BadJson(
+            f"Expected a JSON object as the body, found: {error}.", "Send valid JSON."
+        ) from error
     if not isinstance(value, dict):
-        raise BadJson(f"Expected a JSON object as the body, found {_kind(value)}.")
+        found = type(value).__name__
+        raise BadJson(f"Expected a JSON object as the body, found {found}.", "Send an object.")
     return value
 
 
@@ -251,7 +254,3 @@ def _unsupported(name: str, expected: str, found: Any) -> BadRequest:
 
 def _shown(value: Any) -> str:
     return f"{value!r:.60}" if value is not None else "nothing"
-
-
-def _kind(value: Any) -> str:
-    return type(value).__name__

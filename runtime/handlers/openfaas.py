@@ -96,7 +96,10 @@ def _import(path: Path) -> ModuleType:
     sys.path[:0] = [str(path.parent), str(path.parent.parent)]
     spec = importlib.util.spec_from_file_location("handler", path)
     if spec is None or spec.loader is None:
-        raise StartFailed(f"Expected {path.name} to be importable, found that it is not.")
+        raise StartFailed(
+            f"Expected {path.name} to be importable, found that it is not.",
+            "Put handle(event, context) into handler.py.",
+        )
     module = importlib.util.module_from_spec(spec)
     sys.modules["handler"] = module
     try:

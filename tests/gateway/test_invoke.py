@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import itertools
 import json
 import socket
@@ -12,11 +11,10 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 from aiohttp import web as server
 
 from harness import web
-from harness.gateway import Bench, closed_address, reset, stream
+from harness.gateway import Bench, stream
 from stoker.placement.errors import NoCapacity
 from stoker.placement.records import PlaceAnswer, PlaceRequest, Scaling
 
@@ -216,8 +214,11 @@ def test_more_than_a_thousand_waiting_are_refused_with_retry_after(bench: Bench)
         opened.sendall(f"GET /function/{function.name} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         return opened
 
+    began = time.monotonic()
     waiting = [open_call(n) for n in range(1000)]
     try:
+        # A connection that the kernel drops in a burst comes again after a whole second.
+        assert time.monotonic() - began < 1
         deadline = time.monotonic() + 10
         while (refused := probe(bench, function.name)) is None:
             assert time.monotonic() < deadline
@@ -241,95 +242,6 @@ def probe(bench: Bench, name: str) -> web.Answer | None:
         return None
     finally:
         connection.close()
-
-
-def test_a_refused_connection_is_placed_again(bench: Bench) -> None:
-    function, worker = bench.function(), bench.worker(echo)
-    bench.instance(function, closed_address())
-    second = bench.assignment(function, worker.address)
-
-    async def place(asked: PlaceRequest) -> PlaceAnswer:
-        return PlaceAnswer((second,))
-
-    bench.place.answer = place
-    answer = bench.call("POST", f"/function/{function.name}", b"again")
-    assert (answer.status, answer.body) == (200, b"again")
-    assert answer.headers["x-served-by"] == second.instance_id
-    assert len(bench.place.asked) == 1
-
-
-def test_after_three_refused_connections_the_client_is_told(bench: Bench) -> None:
-    function = bench.function()
-
-    async def place(asked: PlaceRequest) -> PlaceAnswer:
-        return PlaceAnswer((bench.assignment(function, closed_address()),))
-
-    bench.place.answer = place
-    answer = bench.call("POST", f"/function/{function.name}", b"x")
-    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
-    assert len(bench.place.asked) == 3
-
-
-async def die_after_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.readuntil(b"\r\n\r\n")
-    await reader.readexactly(4)
-    reset(writer)
-
-
-def test_an_instance_that_dies_at_work_is_502_and_the_request_is_not_repeated(
-    bench: Bench,
-) -> None:
-    function = bench.function(code_digest="0" * 64)
-    bench.instance(function, bench.raw_worker(die_after_request), "starting")
-    answer = bench.call(
-        "POST", f"/function/{function.name}", b"work", {"Accept": "application/json"}
-    )
-    assert (answer.status, answer.json()["error"]["code"]) == (502, "instance_lost")
-    assert bench.place.asked == []
-
-
-def test_a_model_that_died_before_it_served_is_placed_again(bench: Bench) -> None:
-    function, worker = bench.function(task="chat"), bench.worker(echo)
-    bench.instance(function, bench.raw_worker(die_after_request), "starting")
-    second = bench.assignment(function, worker.address)
-
-    async def place(asked: PlaceRequest) -> PlaceAnswer:
-        return PlaceAnswer((second,))
-
-    bench.place.answer = place
-    answer = bench.call("POST", f"/function/{function.name}", b"work")
-    assert (answer.status, answer.body) == (200, b"work")
-
-
-async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Three events and a half, then the process dies."""
-    head = await reader.readuntil(b"\r\n\r\n")
-    kind = b"text/plain" if b"/plain" in head else b"text/event-stream"
-    writer.write(
-        b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n\r\n" % kind
-    )
-    for chunk in (b"data: 1\n\n", b"data: 2\n\ndata: 3", b"\n\n", b'data: {"ha'):
-        writer.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
-        await writer.drain()
-        await asyncio.sleep(0.05)
-    reset(writer)
-
-
-def test_a_stream_that_loses_its_instance_ends_with_a_typed_event(bench: Bench) -> None:
-    function = bench.function()
-    bench.instance(function, bench.raw_worker(cut))
-    answer = bench.call("GET", f"/function/{function.name}")
-    events = [part for part in answer.body.decode().split("\n\n") if part]
-    assert events[:3] == ["data: 1", "data: 2", "data: 3"]
-    assert len(events) == 4
-    assert json.loads(events[3].removeprefix("data: "))["error"]["code"] == "instance_lost"
-
-
-def test_another_body_that_loses_its_instance_breaks_visibly(bench: Bench) -> None:
-    function = bench.function()
-    bench.instance(function, bench.raw_worker(cut))
-    with pytest.raises(http.client.IncompleteRead):
-        bench.call("GET", f"/function/{function.name}/plain")
 
 
 def test_a_client_that_leaves_cancels_the_instance_within_a_second(bench: Bench) -> None:

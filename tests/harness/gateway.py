@@ -286,7 +286,8 @@ class Bench:
         assert self.process is not None
         assert self.process.poll() is None, self.log
         with contextlib.suppress(OSError):
-            return self.call("GET", "/healthz").status == 200
+            healthy: bool = self.call("GET", "/healthz").status == 200
+            return healthy
         return False
 
 

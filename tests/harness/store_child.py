@@ -7,6 +7,7 @@ store_child.py URL watch PREFIX       prints "PATH VALUE NANOSECONDS" (monotonic
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -68,6 +69,9 @@ def main(url: str, command: str, path: str, *rest: str) -> None:
         increment(store, path, int(rest[0]))
     elif command == "hold":
         store.put(path, b"held", ephemeral=True)
+        if rest and os.fork() == 0:
+            sys.stdin.read()
+            os._exit(0)
         _say("ready")
         sys.stdin.read()
     else:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -57,7 +58,8 @@ finally:
 """
 
 
-def test_progress_and_bytes_reach_another_process(bench: Bench) -> None:
+def test_progress_and_bytes_reach_another_process(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
     fds = (bench.progress.fd, bench.pool.reader_fd)
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, *map(str, fds), str(TOTAL_BYTES)],

@@ -21,7 +21,7 @@ def test_each_bar_begins_where_the_one_before_it_ended() -> None:
 
 
 def test_sse_data_skips_comments_and_joins_lines() -> None:
-    lines = [b": loading 43 %", b"", b"data: a", b"data: b\r", b"", b"event: x", b"data: c"]
+    lines = [b": loading 43 %", b"", b"data: a\n", b"data: b\r", b"\r\n", b"event: x", b"data: c"]
 
     assert list(sse_data(lines)) == ["a\nb", "c"]
 

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from harness import s3 as s3_harness
+from harness.caches import GIB, MakeCache
 from stoker.deploy.s3server import S3Server
+from stoker.native import CHUNK_BYTES, Pool
+from stoker.runtime.checkpoint.settings import CheckpointSettings
+from stoker.runtime.checkpoint.source import OpenSource
+from stoker.runtime.checkpoint.tiers import CheckpointCache
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +63,31 @@ def packed_tiny(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     out = tmp_path_factory.mktemp("packed") / "llama"
     pack(tiny_llama, out)
     return out
+
+
+@pytest.fixture
+def make_cache(tmp_path: Path) -> Iterator[MakeCache]:
+    caches: list[CheckpointCache] = []
+
+    def make(
+        opener: OpenSource | None = None,
+        *,
+        chunks: int = 8,
+        ssd_bytes: int = GIB,
+        settings: CheckpointSettings | None = None,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> CheckpointCache:
+        cache = CheckpointCache(
+            tmp_path / "ssd",
+            ssd_bytes,
+            Pool(chunks * CHUNK_BYTES),
+            settings or CheckpointSettings(),
+            source_opener=opener,
+            on_change=on_change,
+        )
+        caches.append(cache)
+        return cache
+
+    yield make
+    for cache in caches:
+        cache.close()

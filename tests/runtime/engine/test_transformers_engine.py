@@ -26,9 +26,7 @@ def model() -> LlamaForCausalLM:
 
 @pytest.fixture
 def engine(model: LlamaForCausalLM) -> Iterator[TransformersEngine]:
-    made = TransformersEngine(
-        model, end_tokens=[tiny_model.END], context_tokens=256, concurrency=4
-    )
+    made = TransformersEngine(model, end_tokens=[tiny_model.END], context_tokens=256, concurrency=4)
     yield made
     made.close()
 

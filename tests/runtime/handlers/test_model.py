@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
-from harness import tiny_model
 
+from harness import tiny_model
 from stoker.placement.errors import BadRequest, ContextOverflow, InstanceLost
 from stoker.runtime.engine.echo import EchoEngine
 from stoker.runtime.engine.protocol import FinishReason, SamplingParams
@@ -135,7 +135,9 @@ def test_a_prompt_over_the_context_is_refused_with_both_counts(handler: Generati
 
 
 def test_several_prompts_get_a_choice_each(handler: GenerationHandler) -> None:
-    _, payload = _call(handler, _post("/v1/completions", {"prompt": ["ab", "xyz"], "max_tokens": 3}))
+    _, payload = _call(
+        handler, _post("/v1/completions", {"prompt": ["ab", "xyz"], "max_tokens": 3})
+    )
 
     answer = json.loads(payload)
     assert [choice["text"] for choice in answer["choices"]] == ["aba", "xyz"]

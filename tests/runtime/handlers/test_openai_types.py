@@ -25,7 +25,10 @@ MESSAGES = [{"role": "user", "content": "hello"}]
         ("messages[0]", {"messages": ["hello"]}),
         ("messages[0].role", {"messages": [{"role": "pirate", "content": "x"}]}),
         ("messages[0].content", {"messages": [{"role": "user", "content": 3}]}),
-        ("messages[0].content[0]", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
+        (
+            "messages[0].content[0]",
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        ),
         ("n", {"n": 2}),
         ("n", {"n": 10**9}),
         ("n", {"n": "1"}),

@@ -13,7 +13,9 @@ from stoker.runtime.handlers.openfaas import Context, FunctionHandler, load_hand
 CONTEXT = Context("i-1", "shout", "ns", {})
 
 
-def _call(code: str, folder: Path, request: Request | None = None) -> tuple[int, dict[str, str], bytes]:
+def _call(
+    code: str, folder: Path, request: Request | None = None
+) -> tuple[int, dict[str, str], bytes]:
     (folder / "handler.py").write_text(code)
     handler = FunctionHandler(load_handle(folder), CONTEXT, 4)
     request = request or Request(
@@ -48,7 +50,12 @@ def _handle(body: str, *, define: str = "def") -> str:
         ("return 'x', 418", 418, "text/plain; charset=utf-8", b"x"),
         ("return 'x', 202, {'Content-Type': 'a/b'}", 202, "a/b", b"x"),
         ("return 'x', {'content-type': 'a/b'}", 200, "a/b", b"x"),
-        ("return {'body': '<p>', 'headers': {'Content-Type': 'text/html'}}", 200, "text/html", b"<p>"),
+        (
+            "return {'body': '<p>', 'headers': {'Content-Type': 'text/html'}}",
+            200,
+            "text/html",
+            b"<p>",
+        ),
     ],
 )
 def test_every_kind_of_result_becomes_a_response(
@@ -89,7 +96,7 @@ def test_coroutines_and_generators_of_both_kinds_work(tmp_path: Path) -> None:
         "raise StopIteration",
         "return object()",
         "return {'statusCode': 'many'}",
-        "return {'headers': {'a': 'b\\r\\nc: d'}}",
+        "return {'body': '', 'headers': {'a': 'b\\r\\nc: d'}}",
         "yield from ()\n    raise KeyError('secret detail')",
     ],
 )

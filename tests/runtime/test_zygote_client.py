@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import orjson
+import psutil
+import pytest
+
+from stoker.placement.errors import NoCapacity, StartFailed
+from stoker.placement.records import FunctionRecord
+from stoker.runtime import zygote_client
+from stoker.runtime.worker_start import WorkerStart
+from stoker.runtime.zygote_client import ZygoteClient
+
+# A zygote without torch, whose workers are `sleep`; argv is the behaviour and the socket.
+FAKE = r"""
+import json, os, socket, subprocess, sys, threading
+behaviour, control = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
+tell = lambda **event: control.send(json.dumps(event).encode())
+json.dump({"pid": os.getpid(), "environment": dict(os.environ)}, open("seen.json", "w"))
+def wait(name, worker):
+    status = worker.wait()
+    tell(event="exited", instance_id=name, pid=worker.pid, status=status)
+if behaviour != "silent":
+    tell(event="ready")
+while True:
+    message, descriptors, _, _ = socket.recv_fds(control, 1 << 18, 8)
+    if not message:
+        break
+    name = json.loads(message)["start"]["instance_id"]
+    if behaviour == "dies":
+        os._exit(3)
+    if behaviour == "refuses":
+        error = {"code": "no_capacity", "cause": "It is full."}
+        tell(event="refused", instance_id=name, error=error)
+        continue
+    if behaviour == "mute":
+        continue
+    os.write(descriptors[0], b"inherited")
+    for descriptor in descriptors:
+        os.close(descriptor)
+    worker = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    tell(event="forked", instance_id=name, pid=worker.pid)
+    threading.Thread(target=wait, args=(name, worker), daemon=True).start()
+"""
+
+
+def start(instance_id: str = "1-1") -> WorkerStart:
+    function = FunctionRecord("echo", "openfaas-fn", "echo:latest")
+    return WorkerStart(instance_id, function, "token", 1, "/nowhere", 0.0)
+
+
+@asynccontextmanager
+async def client(tmp_path: Path, behaviour: str = "good") -> AsyncIterator[ZygoteClient]:
+    script = tmp_path / "fake_zygote.py"
+    script.write_text(FAKE)
+    made = ZygoteClient(
+        tmp_path,
+        os.environ | {"AWS_SECRET_ACCESS_KEY": "never", "STOKER_CLUSTER_TOKEN_FILE": "never"},
+        command=(sys.executable, str(script), behaviour),
+        ready_seconds=0.5 if behaviour == "silent" else 10.0,
+    )
+    running = asyncio.ensure_future(made.run())
+    try:
+        yield made
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def seen(tmp_path: Path) -> dict[str, object]:
+    content: dict[str, object] = orjson.loads((tmp_path / "seen.json").read_bytes())
+    return content
+
+
+def test_a_worker_inherits_descriptors_and_its_exit_is_told(tmp_path: Path) -> None:
+    async def run() -> tuple[bytes, int]:
+        read_end, write_end = os.pipe()
+        async with client(tmp_path) as zygote:
+            worker = await zygote.start(start(), [write_end])
+            os.close(write_end)
+            inherited = os.read(read_end, 100)
+            os.close(read_end)
+            worker.signal(signal.SIGTERM)
+            return inherited, await asyncio.wait_for(worker.exited, 5)
+
+    assert asyncio.run(run()) == (b"inherited", -signal.SIGTERM)
+
+
+def test_the_zygote_gets_none_of_the_agents_secrets(tmp_path: Path) -> None:
+    async def run() -> bool:
+        async with client(tmp_path) as zygote:
+            await zygote.start(start(), [2])
+            return zygote.ready
+
+    assert asyncio.run(run())
+    environment = seen(tmp_path)["environment"]
+    assert isinstance(environment, dict)
+    assert not [name for name in environment if name.startswith(("AWS_", "STOKER_"))]
+    assert environment["OMP_WAIT_POLICY"] == "passive"
+
+
+def test_a_dead_zygote_ends_its_workers_and_is_started_anew(tmp_path: Path) -> None:
+    async def run() -> tuple[int, bool]:
+        async with client(tmp_path) as zygote:
+            first = await zygote.start(start("1-1"), [2])
+            os.kill(int(str(seen(tmp_path)["pid"])), signal.SIGKILL)
+            status = await asyncio.wait_for(first.exited, 5)
+            second = await zygote.start(start("1-2"), [2])
+            return status, second.pid != first.pid and not psutil.pid_exists(first.pid)
+
+    status, replaced = asyncio.run(run())
+    assert status == -signal.SIGKILL
+    assert replaced
+
+
+def test_workers_end_with_the_client(tmp_path: Path) -> None:
+    async def run() -> int:
+        async with client(tmp_path) as zygote:
+            return (await zygote.start(start(), [2])).pid
+
+    pid = asyncio.run(run())
+    deadline = time.monotonic() + 5
+    while alive(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "expected", "cause"),
+    [
+        ("silent", StartFailed, "to be ready within 0.5 s"),
+        ("dies", StartFailed, "found that it died"),
+        ("mute", StartFailed, "to fork 1-1 within 0.3 s"),
+        ("refuses", NoCapacity, "It is full"),
+    ],
+)
+def test_a_start_that_cannot_be_is_a_typed_error(
+    tmp_path: Path,
+    behaviour: str,
+    expected: type[Exception],
+    cause: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if behaviour == "mute":
+        monkeypatch.setattr(zygote_client, "FORK_SECONDS_MAXIMUM", 0.3)
+
+    async def run() -> None:
+        async with client(tmp_path, behaviour) as zygote:
+            if behaviour == "mute":
+                while not zygote.ready:
+                    await asyncio.sleep(0.01)
+            await zygote.start(start(), [2])
+
+    with pytest.raises(expected, match=cause):
+        asyncio.run(run())
+
+
+def test_a_fork_that_nobody_waits_for_any_more_is_killed(tmp_path: Path) -> None:
+    async def run() -> bool:
+        async with client(tmp_path) as zygote:
+            while not zygote.ready:
+                await asyncio.sleep(0.01)
+            starting = asyncio.ensure_future(zygote.start(start(), [2]))
+            while not (forked := zygote._forks):
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert list(forked) == ["1-1"]
+            starting.cancel()
+            await asyncio.wait({starting})
+            kept = await zygote.start(start("1-2"), [2])
+            (orphan,) = set(zygote._workers.values()) - {kept}
+            return await asyncio.wait_for(orphan.exited, 5) == -signal.SIGKILL and alive(kept.pid)
+
+    assert asyncio.run(run())
