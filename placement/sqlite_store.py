@@ -178,8 +178,10 @@ class SqliteStore:
                 self._listeners.enter(StoreState.SUSPENDED)
             self._answer()
         self._answer()
-        self._file.close()
-        self._sessions.close()
+        # `close` ends the session under the lock; the peers must not see its connection end before.
+        with self._lock:
+            self._file.close()
+            self._sessions.close()
 
     def _answer(self) -> None:
         while self._requests:

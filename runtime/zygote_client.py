@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ FORK_SECONDS_MAXIMUM = 10.0
 RESTART_SECONDS_MINIMUM = 0.1
 RESTART_SECONDS_MAXIMUM = 5.0
 LONG_LIFE_SECONDS = 30.0
+EXIT_SECONDS_MAXIMUM = 1.0
 
 _log = structlog.get_logger()
 
@@ -154,24 +156,22 @@ class ZygoteClient:
         with ours:
             ours.setblocking(False)
             with theirs:
-                process = await asyncio.create_subprocess_exec(
-                    *self._command,
-                    str(theirs.fileno()),
+                process = subprocess.Popen(
+                    [*self._command, str(theirs.fileno())],
                     pass_fds=(theirs.fileno(),),
-                    stdin=asyncio.subprocess.DEVNULL,
+                    stdin=subprocess.DEVNULL,
                     env=self._environment,
                     cwd=self._work_dir,
                 )
             self._socket = ours
             try:
                 await self._receive(ours)
-            finally:
-                self._socket = None
                 self._bury()
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                status = await process.wait()
-        return status
+                return await asyncio.to_thread(_exit_status, process)
+            finally:
+                process.kill()
+                process.wait()
+                self._bury()
 
     async def _receive(self, ours: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -209,6 +209,7 @@ class ZygoteClient:
 
     def _bury(self) -> None:
         """The zygote is gone, and by the kernel's hand every worker with it."""
+        self._socket = None
         was_ready = self._ready.is_set()
         self._ready.clear()
         for forked in self._forks.values():
@@ -220,6 +221,15 @@ class ZygoteClient:
         self._workers.clear()
         if was_ready:
             self._on_change()
+
+
+def _exit_status(process: subprocess.Popen[bytes]) -> int:
+    """How the process ended, which has closed its socket; blocks for a moment."""
+    try:
+        return process.wait(EXIT_SECONDS_MAXIMUM)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def _died() -> StartFailed:

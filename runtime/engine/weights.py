@@ -136,7 +136,7 @@ def build_skeleton(files_dir: Path, *, bare: bool) -> Skeleton:
     Code in the checkpoint (`auto_map`) is never run.
     """
     try:
-        config = transformers.AutoConfig.from_pretrained(str(files_dir), trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(str(files_dir))
     except (OSError, ValueError, KeyError) as error:
         raise StartFailed(
             f"Expected a config.json of a model that transformers knows, found: {error}.",

@@ -54,7 +54,7 @@ def models() -> Path:
         text=True,
         check=True,
     )
-    return Path(ran.stdout.strip().splitlines()[-1])
+    return Path(ran.stdout.strip().splitlines()[-1]).parent
 
 
 @pytest.fixture(scope="session")
