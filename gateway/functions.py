@@ -189,4 +189,7 @@ def _path(key: str) -> str:
 
 
 def _missing(key: str) -> FunctionNotFound:
-    return FunctionNotFound(f"Expected a deployed function, found none called {key!r:.140}.")
+    return FunctionNotFound(
+        f"Expected a deployed function, found none called {key!r:.140}.",
+        "Deploy it first; `stoker ls` lists what is deployed.",
+    )

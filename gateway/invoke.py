@@ -168,7 +168,10 @@ class Invoker:
         key = name if "." in name else f"{name}.{DEFAULT_NAMESPACE}"
         function = self._snapshot().functions.get(key)
         if function is None:
-            raise FunctionNotFound(f"Expected a deployed function, found none called {name!r:.80}.")
+            raise FunctionNotFound(
+                f"Expected a deployed function, found none called {name!r:.80}.",
+                "Deploy it first; `stoker ls` lists what is deployed.",
+            )
         return function
 
     async def _forward(self, call: Call, function: FunctionRecord, path: str) -> None:

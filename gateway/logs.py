@@ -137,7 +137,10 @@ class SystemLogs:
         namespace = given.get("namespace") or DEFAULT_NAMESPACE
         key = name if "." in name else f"{name}.{namespace}"
         if key not in self._snapshot().functions:
-            raise FunctionNotFound(f"Expected a deployed function, found none called {key!r:.80}.")
+            raise FunctionNotFound(
+                f"Expected a deployed function, found none called {key!r:.80}.",
+                "Deploy it first; `stoker ls` lists what is deployed.",
+            )
         wanted = int(tail or 0)
         bounded = min(wanted, LINES_MAXIMUM) if wanted > 0 else LINES_MAXIMUM
         parameters = {"function": key, "tail": str(bounded), "follow": str(int(follow))}

@@ -258,6 +258,8 @@ class Controller:
             error = StokerError.from_wire(instance.failure)
         else:
             error = InstanceLost(f"The instance {name} on node {node_id} gave no reason to end.")
+        if isinstance(error, InstanceLost):
+            return  # it has served: the next start is not held back
         if self._ledger.failed(function, name, node_id, error, now):
             self._log.warning(
                 "instance_failed",

@@ -60,8 +60,13 @@ class SqliteStore:
         self._data_version = -1
         self._ended: set[str] = set()
         self._requests: deque[Callable[[], object]] = deque()
-        self._sessions = self._join()
-        self._seen = self._file.revisions()[0]
+        try:
+            self._sessions = self._join()
+            self._seen = self._file.revisions()[0]
+        except StokerError:
+            self._file.close()
+            self._calls.close()
+            raise
         self._thread = threading.Thread(target=self._run, name="stoker-store", daemon=True)
         self._thread.start()
 

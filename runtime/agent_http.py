@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hmac
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 import orjson
@@ -29,6 +30,7 @@ from stoker.runtime.function_logs import FunctionLogs, LogQuery
 
 BODY_BYTES_MAXIMUM = 64 * 1024
 RESOLVE_SECONDS_MAXIMUM = 60.0
+RESOLVE_THREADS = 4
 FOLLOW_WAIT_SECONDS = 15.0
 CONNECTIONS_MAXIMUM = 128
 
@@ -83,12 +85,14 @@ class _Routes:
         self._resolve = resolve
         self._logs = logs
         self._health = health
+        self._resolvers = ThreadPoolExecutor(RESOLVE_THREADS, "resolve")
 
     async def resolve(self, request: Request) -> Response:
         self._authorize(request)
         uri = decode(ResolveRequest, await _bounded_body(request)).uri
         try:
-            resolving = asyncio.to_thread(self._resolve, uri)
+            loop = asyncio.get_running_loop()
+            resolving = loop.run_in_executor(self._resolvers, self._resolve, uri)
             ref = await asyncio.wait_for(resolving, RESOLVE_SECONDS_MAXIMUM)
         except TimeoutError as error:
             raise DeadlineExceeded(

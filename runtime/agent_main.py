@@ -105,7 +105,7 @@ async def _serve(settings: Settings, checkpoint_settings: CheckpointSettings, st
             announcer=announcements,
             on_serving=agent.note_init_seconds,
             logs=logs,
-            pool_descriptor=pool.fd,
+            pool_descriptor=pool.reader_fd,
             cluster_token=settings.cluster_token,
             threads_per_worker=settings.cores,
             run_dir=settings.run_dir,

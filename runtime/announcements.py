@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import structlog
@@ -35,6 +37,8 @@ class Announcements:
         self._wanted: dict[str, bytes] = {}
         self._written: dict[str, bytes] = {}
         self._losses = 0
+        # Its own thread: no slow source may keep the node from saying that it is there.
+        self._thread = ThreadPoolExecutor(1, "announce")
         self._dirty = asyncio.Event()
         self._waiters: list[tuple[str, asyncio.Future[None]]] = []
 
@@ -95,15 +99,15 @@ class Announcements:
     async def _write(self, path: str) -> None:
         value, losses = self._wanted.get(path), self._losses
         if value is None:
-            await asyncio.to_thread(self._store.delete, path)
+            await self._in_thread(lambda: self._store.delete(path))
             self._written.pop(path, None)
             return
-        await asyncio.to_thread(self._put, path, value)
+        await self._in_thread(lambda: self._store.put(path, value, ephemeral=True))
         if losses == self._losses:  # else it may be what was lost, and is written once more
             self._written[path] = value
 
-    def _put(self, path: str, value: bytes) -> None:
-        self._store.put(path, value, ephemeral=True)
+    async def _in_thread(self, call: Callable[[], object]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     def _next(self) -> str | None:
         """A path whose entry differs; instances first, because a client may wait for one."""

@@ -321,7 +321,9 @@ class Instance:
                 return StokerError.from_wire(said.error or {})
         code = worker.exited.result()
         how = f"died of signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return InstanceLost(
+        # Only a start that failed holds the next one back; what has served may start at once.
+        cls = StartFailed if self.record.state == "starting" else InstanceLost
+        return cls(
             f"Expected worker pid {worker.pid} of {self.record.function} to live, "
             f"found that it {how}.",
             "Read the function's log and try again.",

@@ -84,6 +84,7 @@ def _bind_address(text: str) -> tuple[str, int]:
             f"Expected host:port in STOKER_AGENT_BIND, found {text!r}.",
             "Write for example 127.0.0.1:0.",
         )
+    host = host.removeprefix("[").removesuffix("]")
     try:
         wildcard = not host or ipaddress.ip_address(host).is_unspecified
     except ValueError:

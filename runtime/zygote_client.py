@@ -116,15 +116,20 @@ class ZygoteClient:
         try:
             async with asyncio.timeout(FORK_SECONDS_MAXIMUM):
                 await self._send(message, descriptors)
-                return await forked
+                worker = await forked
         except TimeoutError as error:
             raise StartFailed(
                 f"Expected the zygote to fork {start.instance_id} within "
                 f"{FORK_SECONDS_MAXIMUM:g} s, found no answer."
             ) from error
+        except asyncio.CancelledError:
+            if forked.done() and not forked.cancelled() and forked.exception() is None:
+                forked.result().signal(signal.SIGKILL)
+            raise
         finally:
             # A fork that comes later has no owner and is killed.
             self._forks.pop(start.instance_id, None)
+        return worker
 
     async def _wait_until_ready(self) -> None:
         try:

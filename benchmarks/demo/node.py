@@ -15,8 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from stoker.gateway.cli.client import Access, GatewayClient
 from stoker.gateway.cli.server_timing import (
@@ -42,7 +41,7 @@ class FirstToken:
 
 
 class Node:
-    """One Stoker on `state`; leaving the block stops it, however it was left."""
+    """One Stoker on `state`, from `start` to `stop`."""
 
     def __init__(self, state: Path, environment: Mapping[str, str]) -> None:
         self.state = state
@@ -54,18 +53,6 @@ class Node:
             "STOKER_GATEWAY": f"http://127.0.0.1:{self.port}",
         }
         self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def command(self, *arguments: str) -> None:
         """Run a `stoker` command line as a user would; CalledProcessError if it fails."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -37,10 +36,11 @@ def medians(samples: Samples) -> dict[str, float]:
 def show(samples: Samples, console: Console) -> None:
     middle = medians(samples)
     table = Table(
-        title="Time to first token, milliseconds (medians)",
+        title="Time to first token, milliseconds (medians; stages of the median run)",
         caption="fresh process: plain transformers, from its spawn; speedup is against it",
-        box=box.SIMPLE_HEAD,
+        box=None,
         padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     table.add_column("from", no_wrap=True)
     for heading in ("TTFT", "min-max", "speedup", *STAGES, "other"):
@@ -52,8 +52,7 @@ def show(samples: Samples, console: Console) -> None:
             f"{middle[start]:.0f}",
             f"{min(times):.0f}-{max(times):.0f}",
             f"{middle['fresh_process'] / middle[start]:.1f}x",
-            *(_stage(samples[start], stage) for stage in STAGES),
-            f"{statistics.median(map(_other, samples[start])):.0f}",
+            *_stages(samples[start]),
         )
     console.print(table)
 
@@ -85,14 +84,16 @@ def last_line(samples: Samples) -> str:
     return json.dumps({"benchmark": "demo", "ttft_ms": medians(samples)})
 
 
-def _stage(samples: Sequence[Mapping[str, Any]], stage: str) -> str:
-    found = [sample["stages_ms"][stage] for sample in samples if stage in sample["stages_ms"]]
-    return f"{statistics.median(found):.0f}" if found else "-"
-
-
-def _other(sample: Mapping[str, Any]) -> float:
-    """What no stage accounts for: the connections, the client, and what was not measured."""
-    return float(sample["ttft_ms"] - sum(sample["stages_ms"].values()))
+def _stages(samples: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The stages of the median sample, and what no stage accounts for, which is the last."""
+    ordered = sorted(samples, key=lambda sample: float(sample["ttft_ms"]))
+    middle = ordered[(len(ordered) - 1) // 2]
+    stages = middle["stages_ms"]
+    other = middle["ttft_ms"] - sum(stages.values())
+    return [
+        *(f"{stages[stage]:.0f}" if stage in stages else "-" for stage in STAGES),
+        f"{other:.0f}",
+    ]
 
 
 def _processor() -> str:

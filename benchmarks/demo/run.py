@@ -125,10 +125,15 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stoker-demo-")))
         (scratch / "s3").mkdir()
-        s3 = stack.enter_context(S3Server(scratch / "s3"))
+        # Registered before it starts: a signal may come while it does.
+        s3 = S3Server(scratch / "s3")
+        stack.callback(s3.stop)
+        s3.start()
         console.print(f"S3 server  {s3.endpoint_url}")
         weight_bytes = publish(folder, scratch, s3)
-        node = stack.enter_context(Node(scratch / "state", s3.environment))
+        node = Node(scratch / "state", s3.environment)
+        stack.callback(node.stop)
+        node.start()
         console.print(f"gateway    http://127.0.0.1:{node.port}")
         first_answer(node, console)
         for number in range(1, arguments.rounds + 1):

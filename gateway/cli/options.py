@@ -83,7 +83,9 @@ def print_table(
         table.add_column(column)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
+    for line in console.render_lines(table, pad=False):
+        styled = (s.style.render(s.text) if s.style else s.text for s in line)
+        click.echo("".join(styled).rstrip(), err=err)
 
 
 def bytes_in_words(count: float) -> str:

@@ -30,7 +30,7 @@ def waterfall(stages: dict[str, float]) -> list[tuple[str, str, str]]:
     begin = 0.0
     for name, milliseconds in stages.items():
         left = round(begin / total * _BAR_COLUMNS)
-        width = max(1, round(milliseconds / total * _BAR_COLUMNS)) if milliseconds else 0
+        width = round(milliseconds / total * _BAR_COLUMNS)
         rows.append((name, f"{milliseconds:.1f}", " " * left + "█" * width))
         begin += milliseconds
     rows.append(("total", f"{sum(stages.values()):.1f}", ""))

@@ -268,7 +268,7 @@ def _from_answer(error: ClientError, where: str) -> StokerError:
     if code in _FORBIDDEN or status in (401, 403):
         return CheckpointForbidden(
             f"Expected access to {where}, found: {code or status}.",
-            "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy.",
+            "Check the node's credentials (AWS_ACCESS_KEY_ID, …) and the bucket's policy.",
         )
     if status == 416:
         return CheckpointChanged(

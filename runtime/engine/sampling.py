@@ -77,7 +77,7 @@ class SamplingProcessor(ContinuousBatchingLogitsProcessor):  # type: ignore[misc
         ]
         return torch.zeros(len(self._rows), dtype=torch.int32)
 
-    def __call__(self, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def __call__(self, scores: torch.Tensor, _tensor_arg: torch.Tensor) -> torch.Tensor:
         for row, (params, position) in enumerate(self._rows):
             if params.temperature > 0.0:
                 scores[row] = perturb(scores[row], params, position)

@@ -19,6 +19,7 @@ import transformers
 from transformers.modeling_utils import PreTrainedModel
 
 from stoker.placement.errors import StartFailed, StokerError
+from stoker.runtime.engine.tokenizer import read_json
 
 STALL_SECONDS = 60.0
 """A load that makes no progress for this long has failed."""
@@ -135,16 +136,27 @@ def build_skeleton(files_dir: Path, *, bare: bool) -> Skeleton:
 
     Code in the checkpoint (`auto_map`) is never run.
     """
-    try:
-        config = transformers.AutoConfig.from_pretrained(str(files_dir))
-    except (OSError, ValueError, KeyError) as error:
+    model_type = read_json(files_dir / "config.json").get("model_type")
+    if model_type not in transformers.CONFIG_MAPPING:
         raise StartFailed(
-            f"Expected a config.json of a model that transformers knows, found: {error}.",
+            f"Expected a config.json of a model that transformers knows, found {model_type!r}.",
             "Code in a checkpoint is never run: use a model that transformers has built in.",
+        )
+    try:
+        config = transformers.CONFIG_MAPPING[model_type].from_pretrained(str(files_dir))
+    except (OSError, ValueError, TypeError) as error:
+        raise StartFailed(
+            f"Expected a readable config.json in the checkpoint, found: {error}.",
+            "Correct the file in the checkpoint.",
         ) from error
     with torch.device("meta"):
         if bare:
-            return Skeleton(transformers.AutoModel.from_config(config), bare=True)
+            if type(config) not in transformers.MODEL_MAPPING:
+                raise StartFailed(
+                    f"Expected a model with hidden states to embed with, found {model_type!r}.",
+                    "Deploy an encoder.",
+                )
+            return Skeleton(transformers.MODEL_MAPPING[type(config)](config), bare=True)
         name = (config.architectures or [""])[0]
         cls = getattr(transformers, name, None)
         if not name.endswith(("ForCausalLM", "LMHeadModel")) or cls is None:

@@ -92,10 +92,14 @@ def test_stopping_leaves_no_process_and_a_second_up_finds_functions_and_a_warm_s
 
     second = Stack(tmp_path / "state", variables, ("--dram-bytes", "512MiB")).start()
     try:
+        (before,) = resident(second)
+        assert before["dram_resident_bytes"] == 0
+        assert before["ssd_resident_bytes"] > 200_000_000
         warm = second.chat("chat", "Hi", max_tokens=1)
         assert warm.status == 200
         assert warm.stages["fetch"] == 0
-        assert warm.stages["load"] > 0
+        (after,) = resident(second)
+        assert after["dram_resident_bytes"] > 200_000_000
     finally:
         second.stop(signal.SIGINT)
     assert second.descendants() == []

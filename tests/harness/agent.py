@@ -97,6 +97,7 @@ class AgentProcess:
         return web.call(method, f"http://{address}{path}", body, {"X-Stoker-Token": token})
 
     def kill(self) -> None:
+        """As kill -9 does."""
         self.process.kill()
         self.process.wait(10)
 

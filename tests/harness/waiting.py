@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 
-def eventually(holds: Callable[[], object], seconds: float = 5.0) -> None:
+def eventually(holds: Callable[[], object], seconds: float = 15.0) -> None:
     """Return as soon as `holds()` is true; fail if it is not within `seconds`."""
     deadline = time.monotonic() + seconds
     while not holds():

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from harness.store_child import open_for_test
@@ -13,6 +14,11 @@ from harness.zookeeper import ZooKeeperServer
 from stoker.placement.memory_store import MemoryStore
 from stoker.placement.store import Store
 
+# A busy machine is no failure of the code.
+hypothesis.settings.register_profile(
+    "stoker", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("stoker")
 _numbers = itertools.count()
 
 

@@ -117,7 +117,7 @@ def test_when_the_leaders_process_is_killed_another_leads(shared_kit: Kit, start
         candidate = start(shared_kit.open())
         assert not candidate.election.leading
         child.kill()
-        eventually(lambda: candidate.leads, seconds=6)
+        eventually(lambda: candidate.leads, seconds=15)
 
 
 def test_a_leader_whose_entry_is_deleted_has_lost_and_tries_again(kit: Kit, start: Start) -> None:
@@ -177,14 +177,14 @@ def test_the_loss_is_known_at_once_though_on_elected_still_runs() -> None:
 
     def on_elected(epoch: int, fence: Fence) -> None:
         running.set()
-        assert go_on.wait(5)
+        assert go_on.wait(15)
         order.append("elected")
 
     election = Election(
         store, LEADER, EPOCH, lambda epoch: b"one", on_elected, lambda: order.append("lost")
     )
     election.start()
-    assert running.wait(5)
+    assert running.wait(15)
     store.suspend()
     assert not election.leading
     go_on.set()
@@ -205,7 +205,7 @@ def test_callbacks_may_call_the_store_and_close_the_election(kit: Kit) -> None:
 
     election = Election(store, LEADER, EPOCH, lambda epoch: b"one", on_elected, on_lost)
     election.start()
-    assert lost.wait(5)
+    assert lost.wait(15)
     assert store.get(LEADER) is None
 
 

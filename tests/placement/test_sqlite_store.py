@@ -136,7 +136,7 @@ def test_a_forked_child_does_not_keep_the_entries_of_its_parent(
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
         child.kill()
-        eventually(lambda: store.get("/a/b") is None, seconds=LOOK_SECONDS)
+        eventually(lambda: store.get("/a/b") is None, seconds=LOOK_SECONDS * 2)
 
 
 def test_a_stopped_process_keeps_its_entries_and_hinders_nobody(

@@ -128,7 +128,7 @@ def test_a_dead_zygote_ends_its_workers_and_is_started_anew(tmp_path: Path) -> N
             os.kill(int(str(seen(tmp_path)["pid"])), signal.SIGKILL)
             status = await asyncio.wait_for(first.exited, 5)
             second = await zygote.start(start("1-2"), [2])
-            return status, second.pid != first.pid and not psutil.pid_exists(first.pid)
+            return status, second.pid != first.pid and await dies(first.pid)
 
     status, replaced = asyncio.run(run())
     assert status == -signal.SIGKILL

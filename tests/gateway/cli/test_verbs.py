@@ -14,7 +14,7 @@ from harness.fake_gateway import PASSWORD, FakeGateway, serve
 from stoker.deploy.main import main
 from stoker.gateway.cli.client import find_access
 from stoker.gateway.cli.manage import since_timestamp
-from stoker.gateway.cli.options import bytes_in_words
+from stoker.gateway.cli.options import bytes_in_words, print_table
 from stoker.gateway.cli.status import age_in_words
 from stoker.placement.errors import BadRequest
 
@@ -268,3 +268,15 @@ def test_spans_ages_and_sizes_are_read_and_written_in_words() -> None:
         "2d2h",
     ]
     assert [bytes_in_words(b) for b in (12, 1536, 3 << 30)] == ["12 B", "1.5 KiB", "3.0 GiB"]
+
+
+def test_a_table_on_a_terminal_has_aligned_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+
+    print_table(("NAME", "STATE"), [("a-long-name", "serving"), ("b", "failed [red]")])
+
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert "NAME" in header
+    assert rows == ["a-long-name  serving", "b            failed [red]"]

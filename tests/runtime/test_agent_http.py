@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from harness import web
+from stoker.placement.errors import CheckpointMissing, SourceUnavailable
+from stoker.placement.records import CheckpointRef, ResolveRequest, decode, encode
+from stoker.runtime.agent_http import Server, application
+from stoker.runtime.function_logs import FunctionLogs
+from stoker.runtime.spare_sockets import address_of, listen
+
+TOKEN = "cluster-token-of-the-tests"
+REF = CheckpointRef("s3://models/m", "a" * 64, 10, True)
+T = TypeVar("T")
+
+
+def resolve(uri: str) -> CheckpointRef:
+    if uri == "s3://models/gone":
+        raise CheckpointMissing("Nothing is at s3://models/gone.", "Push it.")
+    if uri == "s3://models/busy":
+        raise SourceUnavailable("The source is busy.", retry_after_seconds=7)
+    return REF
+
+
+def serve(tmp_path: Path, client: Callable[[str, FunctionLogs], T]) -> T:
+    """Run `client` in a thread against the served application."""
+
+    async def run() -> T:
+        logs = FunctionLogs(tmp_path)
+        listening = listen("127.0.0.1", 0)
+        server = Server(application(TOKEN, resolve, logs, lambda: {"instances": 2}))
+        serving = asyncio.ensure_future(server.serve(sockets=[listening]))
+        try:
+            return await asyncio.to_thread(client, address_of(listening), logs)
+        finally:
+            server.should_exit = True
+            await serving
+
+    return asyncio.run(run())
+
+
+def call(method: str, url: str, body: object = None, token: str = TOKEN) -> web.Answer:
+    return web.call(method, f"http://{url}", body, {"X-Stoker-Token": token})
+
+
+def test_resolve_answers_the_pinned_checkpoint(tmp_path: Path) -> None:
+    answer = serve(
+        tmp_path, lambda at, _: call("POST", f"{at}/resolve", encode(ResolveRequest(REF.uri)))
+    )
+    assert answer.status == 200
+    assert decode(CheckpointRef, answer.body) == REF
+
+
+@pytest.mark.parametrize(
+    ("uri", "status", "code"),
+    [("s3://models/gone", 400, "checkpoint_missing"), ("s3://models/busy", 503, None)],
+)
+def test_what_resolve_refuses_is_a_typed_error(
+    tmp_path: Path, uri: str, status: int, code: str | None
+) -> None:
+    answer = serve(
+        tmp_path, lambda at, _: call("POST", f"{at}/resolve", encode(ResolveRequest(uri)))
+    )
+    assert answer.status == status
+    assert answer.json()["error"]["code"] == (code or "source_unavailable")
+    assert answer.headers.get("retry-after") == (None if code else "7")
+
+
+@pytest.mark.parametrize("body", [b"", b"not json", b'{"v": 1}', b'{"v": 9, "uri": "x"}'])
+def test_a_body_that_is_no_resolve_request_is_a_bad_request(tmp_path: Path, body: bytes) -> None:
+    answer = serve(tmp_path, lambda at, _: call("POST", f"{at}/resolve", body))
+    assert (answer.status, answer.json()["error"]["code"]) == (400, "bad_request")
+
+
+def test_a_body_without_bound_is_refused(tmp_path: Path) -> None:
+    answer = serve(tmp_path, lambda at, _: call("POST", f"{at}/resolve", b"x" * 70_000))
+    assert answer.status == 413
+
+
+@pytest.mark.parametrize("path", ["/resolve", "/logs?function=a.b"])
+@pytest.mark.parametrize("token", ["", "wrong", "\xe9"])
+def test_without_the_cluster_token_nothing_is_answered(
+    tmp_path: Path, path: str, token: str
+) -> None:
+    method = "POST" if path == "/resolve" else "GET"
+    answer = serve(tmp_path, lambda at, _: call(method, at + path, token=token))
+    assert (answer.status, answer.json()["error"]["code"]) == (401, "unauthorized")
+    assert TOKEN.encode() not in answer.body
+
+
+def test_a_probe_needs_no_token(tmp_path: Path) -> None:
+    answer = serve(tmp_path, lambda at, _: call("GET", f"{at}/healthz", token=""))
+    assert (answer.status, answer.json()) == (200, {"instances": 2})
+
+
+def test_an_unknown_path_is_a_typed_error(tmp_path: Path) -> None:
+    answer = serve(tmp_path, lambda at, _: call("GET", f"{at}/nothing"))
+    assert (answer.status, answer.json()["error"]["code"]) == (404, "not_found")
+
+
+def texts(body: bytes) -> list[str]:
+    return [json.loads(line)["text"] for line in body.splitlines()]
+
+
+def test_logs_answers_lines_by_tail_and_instance(tmp_path: Path) -> None:
+    def client(at: str, logs: FunctionLogs) -> list[list[str]]:
+        logs.append("f.ns", "i-1", ["one", "two"])
+        logs.append("f.ns", "i-2", ["three"])
+        queries = ("", "&tail=2", "&instance=i-2", "&since=2999-01-01T00:00:00Z")
+        return [texts(call("GET", f"{at}/logs?function=f.ns{q}").body) for q in queries]
+
+    assert serve(tmp_path, client) == [["one", "two", "three"], ["two", "three"], ["three"], []]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "",
+        "function=a/../b.ns",
+        "function=f.ns&tail=x",
+        "function=f.ns&tail=-1",
+        "function=f.ns&follow=yes",
+        "function=f.ns&since=yesterday",
+        "function=f.ns&since=2026-01-01T00:00:00",
+    ],
+)
+def test_a_bad_log_query_is_a_bad_request(tmp_path: Path, query: str) -> None:
+    answer = serve(tmp_path, lambda at, _: call("GET", f"{at}/logs?{query}"))
+    assert (answer.status, answer.json()["error"]["code"]) == (400, "bad_request")
+
+
+def test_follow_sends_each_line_as_it_comes_and_ends_with_its_reader(tmp_path: Path) -> None:
+    async def run() -> tuple[list[str], int]:
+        logs = FunctionLogs(tmp_path)
+        logs.append("f.ns", "i", ["before"])
+        listening = listen("127.0.0.1", 0)
+        server = Server(application(TOKEN, resolve, logs, dict))
+        serving = asyncio.ensure_future(server.serve(sockets=[listening]))
+        connection = http.client.HTTPConnection(address_of(listening), timeout=10)
+
+        def begin() -> http.client.HTTPResponse:
+            headers = {"X-Stoker-Token": TOKEN}
+            connection.request("GET", "/logs?function=f.ns&follow=1", headers=headers)
+            return connection.getresponse()
+
+        response = await asyncio.to_thread(begin)
+        lines = [await asyncio.to_thread(response.readline)]
+        logs.append("f.ns", "i", ["after"])
+        lines.append(await asyncio.to_thread(response.readline))
+        response.close()
+        connection.close()
+        for _ in range(500):
+            if not logs._followers:
+                break
+            await asyncio.sleep(0.01)
+        server.should_exit = True
+        await serving
+        return texts(b"".join(lines)), len(logs._followers)
+
+    assert asyncio.run(run()) == (["before", "after"], 0)
