@@ -201,9 +201,9 @@ class Invoker:
             except NotTaken:
                 self._router.drop(slot)
             except InstanceLost as error:
+                self._router.drop(slot, LOST_SECONDS)
                 if call.reply.status or not _repeatable(error, slot, function):
                     raise
-                self._router.drop(slot)
             finally:
                 self._router.release(slot, lasted)
         raise Unavailable(
@@ -249,6 +249,7 @@ class Invoker:
             await reply.finish(events.feed(chunk) + events.rest() if events else chunk)
         except InstanceLost as error:
             call.code = error.status
+            self._router.drop(slot, LOST_SECONDS)
             _log.warning("stream_lost", function=slot.function, call_id=call.call_id)
             if events is not None:
                 await reply.finish(error_event(call.surface.stream_error(error)))

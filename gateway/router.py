@@ -31,6 +31,8 @@ QUEUE_LENGTH_MAXIMUM = 1000
 ASK_AGAIN_SECONDS = 1.0
 # A refused connection says that the instance is dead, a slow one only that it is busy.
 DROPPED_SECONDS = 10.0
+# A lost connection may be one request's fault; a dead instance is announced well within this.
+LOST_SECONDS = 0.5
 # How long an answer of placement counts before the view shows it.
 ASSIGNED_SECONDS = 5.0
 
@@ -169,10 +171,10 @@ class Router:
             state.request_seconds += 0.1 * (request_seconds - state.request_seconds)
         self._dispatch(slot.function, state)
 
-    def drop(self, slot: Slot) -> None:
-        """Send nothing to this instance for a while: it did not take a connection."""
+    def drop(self, slot: Slot, seconds: float = DROPPED_SECONDS) -> None:
+        """Send nothing to this instance for `seconds`: it did not take or keep a connection."""
         state = self._states[slot.function]
-        state.dropped[slot.target.instance_id] = self._clock() + DROPPED_SECONDS
+        state.dropped[slot.target.instance_id] = self._clock() + seconds
         state.assigned.pop(slot.target.instance_id, None)
         state.ask_not_before = 0.0
         _log.warning(

@@ -63,6 +63,7 @@ def build(
     checkpoint, function = start.checkpoint, start.function
     prepared = prepared or prepare(Path(checkpoint.files_dir), function.task)
     progress = Progress.open(descriptors[1])
+    resident = progress.state == "complete"
     memory = Mapping(descriptors[0], list(checkpoint.chunks), checkpoint.byte_count)
     views = weights.tensor_views(
         torch.frombuffer(memory, dtype=torch.uint8),

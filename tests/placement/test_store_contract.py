@@ -5,50 +5,14 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from typing import Protocol
 
 import pytest
 
+from harness.seen import Kit, Seen, values
 from harness.store_child import increment, start_child
 from harness.waiting import eventually
 from stoker.placement.errors import BadRequest, CoordinationLost, Fenced, VersionConflict
 from stoker.placement.store import ABSENT, VALUE_BYTES_MAX, Change, Entry, Fence, Store, StoreState
-
-
-class Kit(Protocol):
-    name: str
-    url: str
-
-    def open(self) -> Store: ...
-
-
-class Seen:
-    """What a watch told: every change, and the values that are there now."""
-
-    def __init__(self) -> None:
-        self.changes: list[Change] = []
-        self.threads: set[int] = set()
-
-    def __call__(self, change: Change) -> None:
-        self.changes.append(change)
-        self.threads.add(threading.get_ident())
-
-    @property
-    def now(self) -> dict[str, bytes]:
-        values: dict[str, bytes] = {}
-        for change in self.changes:
-            if change.entry is None:
-                values.pop(change.path, None)
-            else:
-                values[change.path] = change.entry.value
-        return values
-
-
-def values(entries: tuple[Entry, ...]) -> dict[str, bytes]:
-    return {entry.path: entry.value for entry in entries}
-
-
-# Versions and conflicts
 
 
 def test_an_absent_entry_is_none(store: Store) -> None:
@@ -116,9 +80,6 @@ def test_entries_may_lie_below_entries(store: Store) -> None:
     assert store.put("/a/b", b"again", version=ABSENT) == 0
 
 
-# Listing
-
-
 def test_list_gives_all_below_at_any_depth_by_path(store: Store) -> None:
     paths = ["/a/b", "/a/b.c", "/a/b/c/d", "/a/b/c", "/a/B", "/ab", "/b/a", "/a"]
     for path in paths:
@@ -134,9 +95,6 @@ def test_list_leaves_out_what_only_leads_to_entries(store: Store) -> None:
     store.put("/a/b/c", b"x")
     store.delete("/a/b/c")
     assert store.list("/") == ()
-
-
-# Fences
 
 
 def test_a_fence_that_holds_lets_a_write_through(store: Store) -> None:
@@ -168,9 +126,6 @@ def test_a_fence_that_is_gone_is_broken(store: Store) -> None:
     store.put("/a/b", b"x")
     with pytest.raises(Fenced, match="found none"):
         store.put("/a/b", b"y", fence=Fence("/epoch", 0))
-
-
-# Refusals
 
 
 @pytest.mark.parametrize(
@@ -213,138 +168,6 @@ def test_a_version_below_zero_is_refused(store: Store) -> None:
         store.delete("/a", version=ABSENT)
     with pytest.raises(BadRequest):
         store.put("/a", b"", fence=Fence("/f", -1))
-
-
-# Watches
-
-
-def test_a_watch_first_tells_what_is_there(store: Store) -> None:
-    store.put("/a/b", b"x")
-    store.put("/a/c/d", b"y")
-    store.put("/b", b"z")
-    seen = Seen()
-    store.watch("/a", seen)
-    assert seen.now == {"/a/b": b"x", "/a/c/d": b"y"}
-
-
-def test_a_watch_tells_creation_change_and_deletion(store: Store) -> None:
-    seen = Seen()
-    store.watch("/a", seen)
-    store.put("/a/b", b"x")
-    eventually(lambda: seen.now == {"/a/b": b"x"})
-    store.put("/a/b", b"y")
-    eventually(lambda: seen.now == {"/a/b": b"y"})
-    assert seen.changes[-1] == Change("/a/b", Entry("/a/b", b"y", 1))
-    store.put("/a/c/d/e", b"z")
-    store.put("/elsewhere", b"z")
-    eventually(lambda: seen.now == {"/a/b": b"y", "/a/c/d/e": b"z"})
-    store.delete("/a/b")
-    store.delete("/a/c/d/e")
-    eventually(lambda: seen.now == {})
-    assert Change("/a/b", None) in seen.changes
-
-
-def test_a_watch_tells_of_an_entry_created_again(store: Store) -> None:
-    seen = Seen()
-    store.put("/a/b", b"x")
-    store.watch("/a", seen)
-    store.delete("/a/b")
-    store.put("/a/b", b"x")
-    eventually(lambda: seen.changes[-1] == Change("/a/b", Entry("/a/b", b"x", 0)))
-    store.delete("/a/b")
-    eventually(lambda: seen.now == {})
-
-
-def test_a_watch_sees_what_another_session_writes(kit: Kit) -> None:
-    writer, reader, seen = kit.open(), kit.open(), Seen()
-    reader.watch("/", seen)
-    for number in range(20):
-        writer.put(f"/a/{number}", b"x")
-    writer.put("/a/3", b"last")
-    writer.delete("/a/4")
-    expected = values(reader.list("/"))
-    assert len(expected) == 19
-    eventually(lambda: seen.now == expected)
-
-
-def test_the_last_value_is_never_skipped(kit: Kit) -> None:
-    writers, reader, seen = [kit.open(), kit.open()], kit.open(), Seen()
-    reader.watch("/a", seen)
-
-    def write(store: Store) -> None:
-        for number in range(50):
-            store.put(f"/a/{number % 5}", str(number).encode())
-            store.delete(f"/a/{(number + 2) % 5}")
-
-    threads = [threading.Thread(target=write, args=(store,)) for store in writers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    eventually(lambda: seen.now == values(reader.list("/a")))
-
-
-def test_changes_of_a_watch_come_one_at_a_time(kit: Kit) -> None:
-    store, inside, overlaps = kit.open(), threading.Lock(), []
-    told = []
-
-    def slow(change: Change) -> None:
-        overlaps.append(not inside.acquire(blocking=False))
-        time.sleep(0.001)
-        inside.release()
-        told.append(change.path)
-
-    store.watch("/a", slow)
-    others = [kit.open() for _ in range(2)]
-    threads = [
-        threading.Thread(target=lambda other=other: [other.put(f"/a/{n}", b"") for n in range(10)])
-        for other in others
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    eventually(lambda: len(set(told)) == 10)
-    assert not any(overlaps)
-
-
-def test_a_stopped_watch_tells_nothing_more(store: Store) -> None:
-    stopped, running = Seen(), Seen()
-    stop = store.watch("/a", stopped)
-    store.watch("/a", running)
-    stop()
-    store.put("/a/b", b"x")
-    eventually(lambda: running.now == {"/a/b": b"x"})
-    assert stopped.changes == []
-
-
-def test_a_callback_may_write_and_watch(store: Store) -> None:
-    inner = Seen()
-
-    def copy(change: Change) -> None:
-        if change.entry:
-            store.put("/copy" + change.path, change.entry.value)
-            store.watch("/copy", inner)
-
-    store.watch("/a", copy)
-    store.put("/a/b", b"x")
-    eventually(lambda: inner.now == {"/copy/a/b": b"x"})
-
-
-def test_a_callback_that_fails_stops_nothing(store: Store) -> None:
-    seen = Seen()
-
-    def fail(change: Change) -> None:
-        raise ValueError(change.path)
-
-    store.watch("/a", fail)
-    store.watch("/a", seen)
-    store.put("/a/b", b"x")
-    store.put("/a/c", b"y")
-    eventually(lambda: seen.now == {"/a/b": b"x", "/a/c": b"y"})
-
-
-# Ephemeral entries and sessions
 
 
 def test_an_ephemeral_entry_is_gone_when_its_session_is_closed(kit: Kit) -> None:
@@ -429,9 +252,6 @@ def test_on_state_tells_the_present_state(store: Store) -> None:
     states: list[StoreState] = []
     store.on_state(states.append)
     assert states == [StoreState.CONNECTED]
-
-
-# Many writers
 
 
 def test_increments_by_version_from_four_threads_lose_nothing(kit: Kit) -> None:
