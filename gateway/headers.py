@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterable
 
@@ -96,6 +97,14 @@ def instance_headers(
     if not request.header(b"forwarded"):
         kept.append(("Forwarded", _forwarded(chain, host, scheme)))
     return kept
+
+
+def dispatch_headers(instance_id: str) -> list[tuple[str, str]]:
+    """Which instance is meant, and when the request left for it (Unix nanoseconds).
+
+    An address may have passed to another instance meanwhile; that one says so and takes nothing.
+    """
+    return [("X-Stoker-Instance", instance_id), ("X-Stoker-Dispatched", str(time.time_ns()))]
 
 
 def client_headers(raw: Iterable[tuple[bytes, bytes]]) -> Headers:

@@ -21,9 +21,14 @@ import structlog
 
 from stoker.gateway.auth import Credentials
 from stoker.gateway.exchange import ClientGone, Headers, Reply, Request, error_answer
-from stoker.gateway.headers import call_id_of, client_headers, instance_headers
+from stoker.gateway.headers import (
+    call_id_of,
+    client_headers,
+    dispatch_headers,
+    instance_headers,
+)
 from stoker.gateway.metrics import Metrics
-from stoker.gateway.router import Router, Slot
+from stoker.gateway.router import LOST_SECONDS, Router, Slot
 from stoker.gateway.sse import EventRelay, error_event
 from stoker.gateway.upstream import NotTaken, Upstream, UpstreamResponse
 from stoker.placement.errors import (
@@ -189,8 +194,9 @@ class Invoker:
             dispatched_at = time.monotonic()
             lasted: float | None = None
             try:
+                named = [*headers, *dispatch_headers(slot.target.instance_id)]
                 response = await self._upstream.open(
-                    slot.target.address, request.method, target_path, headers, request.body
+                    slot.target.address, request.method, target_path, named, request.body
                 )
                 try:
                     await self._relay(call, slot, response)

@@ -22,10 +22,11 @@ PROBES = 3
 WRITE_BYTES = 256 * 1024
 
 _NOT_ADDED = frozenset({"Accept", "Accept-Encoding", "Content-Type", "User-Agent"})
+MISDIRECTED = 421
 
 
 class NotTaken(Exception):
-    """The instance did not take the connection; nothing of the request reached it."""
+    """The instance did not take the request; nothing came of it."""
 
 
 class Upstream:
@@ -62,6 +63,9 @@ class Upstream:
             ) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _lost(address, error, payload is None or payload.sent) from error
+        if response.status == MISDIRECTED and "X-Stoker-Misdirected" in response.headers:
+            response.close()
+            raise NotTaken(f"another instance listens at {address}")
         return UpstreamResponse(address, response)
 
 

@@ -25,7 +25,8 @@ from stoker.placement.records import (
 )
 from stoker.placement.store import Change, Store, StoreState
 from stoker.runtime.announcements import Announcements
-from stoker.runtime.instance import DRAIN_SECONDS_MAXIMUM, Instance, Node
+from stoker.runtime.instance import DRAIN_SECONDS_MAXIMUM, Instance
+from stoker.runtime.node import Node
 from stoker.runtime.spare_sockets import SpareSockets
 
 SPARE_SOCKETS = 4

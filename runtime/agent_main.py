@@ -21,10 +21,11 @@ from stoker.runtime.agent import Agent, Tiers
 from stoker.runtime.agent_http import Server, application
 from stoker.runtime.announcements import Announcements
 from stoker.runtime.checkpoint.settings import CheckpointSettings
+from stoker.runtime.checkpoint.source import prepare_s3
 from stoker.runtime.checkpoint.tiers import CheckpointCache
 from stoker.runtime.code_cache import CodeCache
 from stoker.runtime.function_logs import FunctionLogs
-from stoker.runtime.instance import Node
+from stoker.runtime.node import Node
 from stoker.runtime.settings import Settings
 from stoker.runtime.spare_sockets import SpareSockets, address_of, listen
 from stoker.runtime.zygote_client import ZygoteClient
@@ -112,6 +113,7 @@ async def _serve(settings: Settings, checkpoint_settings: CheckpointSettings, st
             threads=threads,
             waiting_threads=waiting_threads,
         )
+        threads.submit(prepare_s3, checkpoint_settings)
         server = Server(application(settings.cluster_token, cache.resolve, logs, agent.health))
         serving = asyncio.ensure_future(server.serve(sockets=[listening]))
         forking = asyncio.ensure_future(zygote.run())

@@ -16,23 +16,22 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
 from stoker.placement.errors import BadRequest, InstanceLost, StartFailed, StokerError
 from stoker.placement.records import (
     Assignment,
-    CheckpointRef,
     FunctionRecord,
     InstanceRecord,
     encode,
 )
-from stoker.runtime.function_logs import FunctionLogs, LineSplitter
+from stoker.runtime.function_logs import LineSplitter
+from stoker.runtime.node import Node, OpenCheckpoint, Worker
 from stoker.runtime.worker_start import CheckpointStart, WorkerStart, WorkerStatus, decode_status
 
 STARTUP_SECONDS_MAXIMUM = 600.0
@@ -44,71 +43,6 @@ LAST_WORDS_SECONDS_MAXIMUM = 1.0
 ANNOUNCE_SECONDS_MAXIMUM = 2.0
 
 _log = structlog.get_logger()
-
-
-class HasDescriptor(Protocol):
-    @property
-    def fd(self) -> int: ...
-
-
-class OpenCheckpoint(Protocol):
-    """A checkpoint that stays in the pool until `close`."""
-
-    @property
-    def chunks(self) -> Sequence[int]: ...
-    @property
-    def byte_count(self) -> int: ...
-    @property
-    def files_dir(self) -> Path: ...
-    @property
-    def layout_path(self) -> Path: ...
-    @property
-    def progress(self) -> HasDescriptor: ...
-
-    def wait(self, timeout_seconds: float) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class Worker(Protocol):
-    """A forked process; `exited` gives the exit code, or minus the signal."""
-
-    @property
-    def pid(self) -> int: ...
-    @property
-    def exited(self) -> asyncio.Future[int]: ...
-
-    def signal(self, number: signal.Signals) -> None: ...
-
-
-class Announcer(Protocol):
-    """`put` returns at once; `settled` waits until the store has what was put."""
-
-    def put(self, path: str, value: bytes) -> None: ...
-
-    async def settled(self, path: str, timeout_seconds: float) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """What an instance needs of its node.
-
-    `open_checkpoint` and `open_code` block and are run in `threads`; waiting for a load to end
-    takes a thread of `waiting_threads`. `on_serving` is told a worker's init seconds.
-    """
-
-    open_checkpoint: Callable[[CheckpointRef], OpenCheckpoint]
-    open_code: Callable[[str], Path]
-    fork: Callable[[WorkerStart, Sequence[int]], Awaitable[Worker]]
-    announcer: Announcer
-    on_serving: Callable[[float], None]
-    logs: FunctionLogs
-    pool_descriptor: int
-    cluster_token: str
-    threads_per_worker: int
-    run_dir: Path
-    threads: Executor
-    waiting_threads: Executor
 
 
 class Instance:
@@ -130,6 +64,7 @@ class Instance:
         self._farewell_seconds = DRAIN_SECONDS_MAXIMUM
         self._opening: asyncio.Future[OpenCheckpoint] | None = None
         self._checkpoint: OpenCheckpoint | None = None
+        self._open_seconds = 0.0
         self._worker: Worker | None = None
         self._status_pipe: asyncio.StreamReader | None = None
         self._log_pump: asyncio.Task[None] | None = None
@@ -201,6 +136,7 @@ class Instance:
         if self._opening is not None:
             # A thread cannot be cancelled: `_release` closes what it opens too late.
             self._checkpoint = await asyncio.shield(self._opening)
+            self._open_seconds = self._age()
         await self._fork(function, code_dir)
 
     async def _fork(self, function: FunctionRecord, code_dir: Path | None) -> None:
@@ -221,6 +157,8 @@ class Instance:
                 chunks=tuple(checkpoint.chunks),
                 byte_count=checkpoint.byte_count,
                 digest=function.checkpoint.digest,
+                resident=checkpoint.resident,
+                open_seconds=self._open_seconds,
             ),
         )
         self._work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -88,6 +88,7 @@ class _Worker:
         ready: asyncio.Future[Ready] = loop.create_future()
         app = WorkerApp(
             self._start.cluster_token,
+            self._start.instance_id,
             ready,
             self._start.function.scaling.concurrency,
             self._start.started_at,

@@ -6,15 +6,17 @@ model) is a `Prepared`: a zygote may hold it ready for its next fork.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from stoker.native import Mapping, Progress
-from stoker.placement.errors import StartFailed
+from stoker.placement.errors import StartFailed, StokerError
 from stoker.placement.records import FunctionRecord
 from stoker.runtime.engine import weights
 from stoker.runtime.engine.embedder import Embedder, read_pooling
@@ -63,7 +65,7 @@ def build(
     checkpoint, function = start.checkpoint, start.function
     prepared = prepared or prepare(Path(checkpoint.files_dir), function.task)
     progress = Progress.open(descriptors[1])
-    resident = progress.state == "complete"
+    arrival = None if checkpoint.resident else _arrival(progress, checkpoint.byte_count)
     memory = Mapping(descriptors[0], list(checkpoint.chunks), checkpoint.byte_count)
     views = weights.tensor_views(
         torch.frombuffer(memory, dtype=torch.uint8),
@@ -71,18 +73,31 @@ def build(
     )
     dtype = weights.dtype_of(function.dtype)
     # A cast reads the weights; without one the model is made while they still come.
-    bytes_at = _wait(progress, checkpoint) if dtype is not None else 0.0
+    if dtype is not None and arrival is not None:
+        arrival.result()
     handler = _model(function, checkpoint, prepared, views, dtype, on_lost)
-    bytes_at = bytes_at or _wait(progress, checkpoint)
-    return Ready(guarded(handler), time.monotonic(), bytes_at, progress.fetch_seconds)
+    bytes_at = arrival.result() if arrival is not None else 0.0
+    fetch_seconds = progress.fetch_seconds
+    if fetch_seconds:
+        # The small files came first, from where the weights came from.
+        fetch_seconds += checkpoint.open_seconds
+    return Ready(guarded(handler), time.monotonic(), bytes_at, fetch_seconds)
 
 
-def _wait(progress: Progress, checkpoint: CheckpointStart) -> float:
-    """Waits for the weights; when they had arrived, 0.0 if nobody had to wait."""
-    if progress.state == "complete":
-        return 0.0
-    weights.wait_for_bytes(progress, checkpoint.byte_count)
-    return time.monotonic()
+def _arrival(progress: Progress, byte_count: int) -> Future[float]:
+    """When (monotonic) the last of the weights arrived, noted by a thread that waits for them."""
+    arrival: Future[float] = Future()
+
+    def wait() -> None:
+        try:
+            weights.wait_for_bytes(progress, byte_count)
+        except StokerError as error:
+            arrival.set_exception(error)
+        else:
+            arrival.set_result(time.monotonic())
+
+    threading.Thread(target=wait, name="arrival", daemon=True).start()
+    return arrival
 
 
 def _model(

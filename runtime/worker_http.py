@@ -24,9 +24,6 @@ from stoker.runtime.handlers.http import Handler, Request, Response, json_respon
 
 BODY_BYTES_MAXIMUM = 64 << 20
 WAITING_PER_SLOT_MAXIMUM = 2
-BACKLOG_SECONDS = 0.05
-"""Requests that come this soon after the server was waiting in the socket's backlog."""
-
 _HOP_BY_HOP = frozenset({"connection", "content-length", "keep-alive", "transfer-encoding"})
 
 Message = MutableMapping[str, Any]
@@ -38,8 +35,8 @@ Send = Callable[[Message], Awaitable[None]]
 class Ready:
     """A function that can be called since `at`, with weights since `bytes_at` (both monotonic).
 
-    `bytes_at` is 0 for weights that were there before anybody waited for them. `fetch_seconds`
-    is what their load spent on getting them from afar.
+    `bytes_at` is 0 for weights that were in memory when the instance was ordered;
+    `fetch_seconds` is what getting them from afar took.
     """
 
     handler: Handler
@@ -48,7 +45,10 @@ class Ready:
     fetch_seconds: float = 0.0
 
     def waited(self, since: float) -> dict[str, float]:
-        """How a request that came at `since` spent its wait for this; zeros when it came later."""
+        """How a request that came at `since` spent its wait for this; zeros when it came later.
+
+        The stages add up to the wait. What ran side by side counts for the bytes first.
+        """
         for_bytes = max(0.0, self.bytes_at - since)
         fetch = min(for_bytes, self.fetch_seconds)
         init = max(0.0, self.at - max(since, self.bytes_at))
@@ -59,22 +59,29 @@ class WorkerApp:
     """Serves one function. `started_at` is when its instance was ordered (monotonic)."""
 
     def __init__(
-        self, token: str, ready: asyncio.Future[Ready], concurrency: int, started_at: float
+        self,
+        token: str,
+        instance_id: str,
+        ready: asyncio.Future[Ready],
+        concurrency: int,
+        started_at: float,
     ) -> None:
         self._token = token.encode()
+        self._instance_id = instance_id.encode()
         self._ready = ready
         self._slots = asyncio.Semaphore(concurrency)
         self._in_flight = 0
         self._in_flight_maximum = concurrency * (1 + WAITING_PER_SLOT_MAXIMUM)
         self._ordered_at = started_at
-        self._opened_at = time.monotonic()
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
-        since = time.monotonic()
-        if since - self._opened_at < BACKLOG_SECONDS:
-            since = self._ordered_at
+        headers = dict(scope["headers"])
+        since = max(self._ordered_at, time.monotonic() - _seconds_under_way(headers))
         try:
-            self._authorise(scope)
+            self._authorise(headers)
+            if headers.get(b"x-stoker-instance", self._instance_id) != self._instance_id:
+                await _send_response(send, _MISDIRECTED)
+                return
             request = await _read(scope, receive)
         except StokerError as error:
             await _send_response(send, error_response(error))
@@ -113,13 +120,23 @@ class WorkerApp:
         except StokerError as error:
             await _send_response(send, error_response(error))
 
-    def _authorise(self, scope: Mapping[str, Any]) -> None:
-        given = dict(scope["headers"]).get(b"x-stoker-token", b"")
+    def _authorise(self, headers: Mapping[bytes, bytes]) -> None:
+        given = headers.get(b"x-stoker-token", b"")
         if not hmac.compare_digest(given, self._token):
             raise Unauthorized(
                 "Expected the cluster's token in X-Stoker-Token, found another or none.",
                 "Call the function through the gateway.",
             )
+
+
+def _seconds_under_way(headers: Mapping[bytes, bytes]) -> float:
+    """How long ago the gateway sent the request: it may have waited in the socket's backlog."""
+    sent = headers.get(b"x-stoker-dispatched", b"")
+    return max(0.0, time.time() - int(sent) / 1e9) if sent.isdigit() else 0.0
+
+
+# An address may pass from one instance to the next; the gateway then asks placement again.
+_MISDIRECTED = Response(421, (("X-Stoker-Misdirected", "1"),), b"")
 
 
 async def _read(scope: Mapping[str, Any], receive: Receive) -> Request | None:

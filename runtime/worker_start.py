@@ -37,6 +37,7 @@ _PASSED_ON = (
 class CheckpointStart:
     """A resident (or still loading) checkpoint: `chunks` are its chunk numbers in the pool.
 
+    `resident` says that it was complete when it was opened, which took `open_seconds`.
     `files_dir` holds the small files, `layout_path` the tensors' names, shapes and offsets.
     """
 
@@ -45,6 +46,8 @@ class CheckpointStart:
     chunks: tuple[int, ...]
     byte_count: int
     digest: str
+    resident: bool = False
+    open_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

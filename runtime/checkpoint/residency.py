@@ -17,7 +17,8 @@ class Residency:
     """Keeps the chunks in the pool and the small files on disk until `close`.
 
     A process may map `chunks` (native Mapping, `byte_count` bytes) only while this is open, and
-    may use bytes below the watermark of `progress` only.
+    may use bytes below the watermark of `progress` only. `resident` says that everything was in
+    memory when it was opened.
     """
 
     def __init__(self, entry: DramEntry, unpin: Callable[[bool], None]) -> None:
@@ -27,6 +28,7 @@ class Residency:
         self.progress: Progress = entry.loading.progress
         self.files_dir: Path = entry.ssd.files_dir
         self.layout_path: Path = entry.ssd.layout_path
+        self.resident = entry.loading.complete
         self._unpin = unpin
         self._lock = threading.Lock()
         self._open = True

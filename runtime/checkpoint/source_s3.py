@@ -130,10 +130,10 @@ class S3Source:
         if version is not None:
             arguments["IfMatch"] = version
         key = self._prefix + name
-        return _client(self._settings).get_object(Bucket=self._bucket, Key=key, **arguments)
+        return client_of(self._settings).get_object(Bucket=self._bucket, Key=key, **arguments)
 
     def _list(self) -> tuple[SourceFile, ...]:
-        pages = _client(self._settings).get_paginator("list_objects_v2")
+        pages = client_of(self._settings).get_paginator("list_objects_v2")
         found: dict[str, SourceFile] = {}
         for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
             for entry in page.get("Contents", ()):
@@ -163,7 +163,7 @@ class S3Folder:
         transfer = TransferConfig(
             multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=8
         )
-        client = _client(self._settings)
+        client = client_of(self._settings)
         key = self._prefix + name
         _attempts(
             lambda _: client.upload_file(
@@ -185,13 +185,14 @@ class _TooShort(Exception):
 _client_lock = threading.Lock()
 
 
-def _client(settings: CheckpointSettings) -> Any:
+def client_of(settings: CheckpointSettings) -> Any:
+    """The one client of these settings."""
     with _client_lock:  # botocore's sessions are not safe to share while a client is made
-        return _make_client(settings)
+        return _new_client(settings)
 
 
 @functools.lru_cache(maxsize=8)
-def _make_client(settings: CheckpointSettings) -> Any:
+def _new_client(settings: CheckpointSettings) -> Any:
     custom = settings.s3_endpoint_url is not None
     config = Config(
         connect_timeout=CONNECT_SECONDS,

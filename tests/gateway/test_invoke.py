@@ -75,10 +75,11 @@ def test_the_instance_gets_the_headers_of_the_contract_and_no_secret(bench: Benc
     assert len(worker.requests[1].headers["X-Call-Id"]) == 36
 
 
-def test_an_unknown_function_is_404_in_one_sentence(bench: Bench) -> None:
+def test_an_unknown_function_is_404_with_cause_and_remedy(bench: Bench) -> None:
     answer = bench.call("POST", "/function/nobody", b"x")
     assert (answer.status, answer.headers["x-openfaas-internal"]) == (404, "gateway")
-    assert answer.body == b"Expected a deployed function, found none called 'nobody'.\n"
+    cause = b"Expected a deployed function, found none called 'nobody'."
+    assert answer.body == cause + b" Deploy it first; `stoker ls` lists what is deployed.\n"
     assert set(answer.stages.values()) == {0}
     assert bench.call("POST", "/function/.openfaas-fn", b"x").status == 404
     as_json = bench.call("POST", "/function/nobody", b"x", {"Accept": "application/json"})

@@ -104,3 +104,23 @@ def test_another_body_that_loses_its_instance_breaks_visibly(bench: Bench) -> No
     bench.instance(function, bench.raw_worker(cut))
     with pytest.raises(http.client.IncompleteRead):
         bench.call("GET", f"/function/{function.name}/plain")
+
+
+def test_an_instance_that_was_not_meant_is_left_and_the_request_placed_again(
+    bench: Bench,
+) -> None:
+    async def another(request: server.Request) -> server.Response:
+        return server.Response(status=421, headers={"X-Stoker-Misdirected": "1"})
+
+    function, stranger, worker = bench.function(), bench.worker(another), bench.worker(echo)
+    stale = bench.instance(function, stranger.address)
+    second = bench.assignment(function, worker.address)
+
+    async def place(asked: PlaceRequest) -> PlaceAnswer:
+        return PlaceAnswer((second,))
+
+    bench.place.answer = place
+    answer = bench.call("POST", f"/function/{function.name}", b"mine")
+    assert (answer.status, answer.body) == (200, b"mine")
+    assert stranger.requests[0].headers["X-Stoker-Instance"] == stale.instance_id
+    assert worker.requests[0].headers["X-Stoker-Instance"] == second.instance_id

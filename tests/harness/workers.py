@@ -174,7 +174,11 @@ class WorkerProcess:
     ) -> http.client.HTTPResponse:
         """The response once its head has come; its connection closes with it."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        sent = {"X-Stoker-Token": TOKEN, "Connection": "close"}
+        sent = {
+            "X-Stoker-Token": TOKEN,
+            "X-Stoker-Dispatched": str(time.time_ns()),
+            "Connection": "close",
+        }
         if isinstance(body, Mapping):
             body = json.dumps(body).encode()
             sent["Content-Type"] = "application/json"

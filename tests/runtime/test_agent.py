@@ -28,7 +28,7 @@ from stoker.placement.records import (
 from stoker.runtime.agent import Agent, Tiers
 from stoker.runtime.announcements import Announcements
 from stoker.runtime.function_logs import FunctionLogs
-from stoker.runtime.instance import Node, OpenCheckpoint
+from stoker.runtime.node import Node, OpenCheckpoint
 from stoker.runtime.spare_sockets import SpareSockets
 from stoker.runtime.worker_start import WorkerStart
 

@@ -25,7 +25,8 @@ from stoker.placement.errors import (
 from stoker.placement.records import Assignment, CheckpointRef, FunctionRecord
 from stoker.runtime import instance as instance_module
 from stoker.runtime.function_logs import FunctionLogs, LogQuery
-from stoker.runtime.instance import Instance, Node
+from stoker.runtime.instance import Instance
+from stoker.runtime.node import Node
 from stoker.runtime.spare_sockets import address_of, listen
 from stoker.runtime.worker_start import WorkerStart
 
@@ -49,6 +50,7 @@ class FakeCheckpoint:
     closed: Event = field(default_factory=Event)
     chunks: tuple[int, ...] = (3, 1)
     byte_count: int = 20
+    resident: bool = True
     progress: FakeProgress = field(default_factory=lambda: FakeProgress(2))
 
     @property

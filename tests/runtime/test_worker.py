@@ -254,3 +254,15 @@ def test_a_stream_that_fails_in_the_middle_is_cut_and_not_ended(
                 response.read()
         assert caught.value.partial == b"begun"
         assert running.call("/", b"", method="GET")[0] == 200
+
+
+def test_a_request_meant_for_another_instance_is_not_taken(
+    zygote: ZygoteProcess, tmp_path: Path
+) -> None:
+    code = _code(tmp_path / "code", "def handle(event, context):\n    return 'mine'\n")
+    with worker(zygote, CUSTOM, tmp_path / "work", code_dir=code, instance_id="1-7") as running:
+        other, _, headers = running.call("/", headers={"X-Stoker-Instance": "1-6"})
+        own, body, _ = running.call("/", headers={"X-Stoker-Instance": "1-7"})
+
+    assert (other, headers["x-stoker-misdirected"]) == (421, "1")
+    assert (own, body) == (200, b"mine")

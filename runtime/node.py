@@ -1,0 +1,82 @@
+"""What an instance needs of its node: the seams at which the planes meet."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from stoker.placement.records import CheckpointRef
+from stoker.runtime.function_logs import FunctionLogs
+from stoker.runtime.worker_start import WorkerStart
+
+
+class HasDescriptor(Protocol):
+    @property
+    def fd(self) -> int: ...
+
+
+class OpenCheckpoint(Protocol):
+    """A checkpoint that stays in the pool until `close`."""
+
+    @property
+    def chunks(self) -> Sequence[int]: ...
+    @property
+    def byte_count(self) -> int: ...
+    @property
+    def files_dir(self) -> Path: ...
+    @property
+    def layout_path(self) -> Path: ...
+    @property
+    def progress(self) -> HasDescriptor: ...
+    @property
+    def resident(self) -> bool: ...
+
+    def wait(self, timeout_seconds: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Worker(Protocol):
+    """A forked process; `exited` gives the exit code, or minus the signal."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def exited(self) -> asyncio.Future[int]: ...
+
+    def signal(self, number: signal.Signals) -> None: ...
+
+
+class Announcer(Protocol):
+    """`put` returns at once; `settled` waits until the store has what was put."""
+
+    def put(self, path: str, value: bytes) -> None: ...
+
+    async def settled(self, path: str, timeout_seconds: float) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What an instance needs of its node.
+
+    `open_checkpoint` and `open_code` block and are run in `threads`; waiting for a load to end
+    takes a thread of `waiting_threads`. `on_serving` is told a worker's init seconds.
+    """
+
+    open_checkpoint: Callable[[CheckpointRef], OpenCheckpoint]
+    open_code: Callable[[str], Path]
+    fork: Callable[[WorkerStart, Sequence[int]], Awaitable[Worker]]
+    announcer: Announcer
+    on_serving: Callable[[float], None]
+    logs: FunctionLogs
+    pool_descriptor: int
+    cluster_token: str
+    threads_per_worker: int
+    run_dir: Path
+    threads: Executor
+    waiting_threads: Executor
