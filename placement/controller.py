@@ -20,6 +20,7 @@ from stoker.placement.errors import (
     FunctionNotFound,
     InstanceLost,
     NoCapacity,
+    StartFailed,
     StokerError,
     Unavailable,
 )
@@ -257,7 +258,7 @@ class Controller:
         if instance.failure:
             error = StokerError.from_wire(instance.failure)
         else:
-            error = InstanceLost(f"The instance {name} on node {node_id} gave no reason to end.")
+            error = StartFailed(f"The instance {name} on node {node_id} gave no reason to end.")
         if isinstance(error, InstanceLost):
             return  # it has served: the next start is not held back
         if self._ledger.failed(function, name, node_id, error, now):

@@ -214,7 +214,10 @@ void read_file(nb::handle path, Region& region, std::uint64_t file_offset, std::
   region.read_file(name, file_offset, byte_count, threads, direct);
 }
 
-// Signals of Python are handled between the waits, so that Ctrl-C ends one.
+// Python handles signals between the waits, so that Ctrl-C ends one. Each wait is short: a signal
+// that arrives just before it begins would not interrupt it, and nothing else would tell.
+constexpr double kWaitSliceSeconds = 0.25;
+
 std::uint64_t wait_for(const Progress& progress, std::uint64_t watermark_bytes,
                        double timeout_seconds) {
   const auto now = [] {
@@ -224,13 +227,14 @@ std::uint64_t wait_for(const Progress& progress, std::uint64_t watermark_bytes,
   const double deadline = now() + timeout_seconds;
   for (;;) {
     Progress::Wait result{};
+    const double left = std::max(0.0, deadline - now());
     {
       const nb::gil_scoped_release released;
-      result = progress.wait(watermark_bytes, std::max(0.0, deadline - now()));
+      result = progress.wait(watermark_bytes, std::min(left, kWaitSliceSeconds));
     }
     if (result == Progress::Wait::reached || result == Progress::Wait::ended)
       return progress.watermark_bytes();
-    if (result == Progress::Wait::interrupted) {
+    if (result == Progress::Wait::interrupted || left > kWaitSliceSeconds) {
       if (PyErr_CheckSignals() != 0) throw nb::python_error();
       continue;
     }

@@ -153,7 +153,9 @@ class GenerationHandler:
     async def _text(self, text: str) -> Response:
         """Plain text: a user's message to a chat model, a prompt to another."""
         name = "messages" if self._chats and self._codec.can_chat else "prompt"
-        options = completion_request({"prompt": text, "max_tokens": 2**31}).options
+        # It has no way to name parameters, so the answer is the likeliest one, always the same.
+        plain = {"prompt": text, "max_tokens": 2**31, "temperature": 0}
+        options = completion_request(plain).options
         if name == "messages":
             tokens = self._codec.encode_chat([{"role": "user", "content": text}])
         else:

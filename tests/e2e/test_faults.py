@@ -98,8 +98,10 @@ def test_stopping_leaves_no_process_and_a_second_up_finds_functions_and_a_warm_s
         warm = second.chat("chat", "Hi", max_tokens=1)
         assert warm.status == 200
         assert warm.stages["fetch"] == 0
-        (after,) = resident(second)
-        assert after["dram_resident_bytes"] > 200_000_000
+        wait_until(
+            lambda: resident(second)[0]["dram_resident_bytes"] > 200_000_000,
+            "the node says that memory holds the checkpoint",
+        )
     finally:
         second.stop(signal.SIGINT)
     assert second.descendants() == []

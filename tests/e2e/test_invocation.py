@@ -47,6 +47,12 @@ def test_the_openai_client_streams_the_answer_of_a_function_at_zero(
     assert chunks[-1].usage.completion_tokens > 0
 
 
+def test_plain_text_in_gives_the_same_plain_text_out_every_time(stack: Stack, chat: str) -> None:
+    answers = {stack.run("invoke", chat, "--data", QUESTION).stdout for _ in range(2)}
+    assert len(answers) == 1
+    assert "Paris" in answers.pop()
+
+
 def test_tokens_leave_one_by_one_and_not_in_one_piece(stack: Stack, chat: str) -> None:
     stack.chat(chat, "Hello", max_tokens=1)
     body = {

@@ -78,8 +78,13 @@ def test_a_pickle_checkpoint_is_refused(stack: Stack, tmp_path: Path) -> None:
 def test_a_corrupt_chunk_is_refused_with_file_offset_and_both_digests(
     stack: Stack, s3: S3Server, models: Path, tmp_path: Path
 ) -> None:
-    packed = tmp_path / "packed"
-    stack.run("model", "pack", str(models / "all-minilm-l6-v2"), "--out", str(packed))
+    # Its own content first: a node rightly serves known content from its own verified copy.
+    own, packed = tmp_path / "own", tmp_path / "packed"
+    shutil.copytree(models / "all-minilm-l6-v2", own)
+    content = bytearray((own / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (own / "model.safetensors").write_bytes(content)
+    stack.run("model", "pack", str(own), "--out", str(packed))
     weights = bytearray((packed / "model.safetensors").read_bytes())
     weights[40_000_000] ^= 1
     (packed / "model.safetensors").write_bytes(weights)

@@ -13,6 +13,7 @@ from stoker.placement.errors import (
     FunctionNotFound,
     InstanceLost,
     NoCapacity,
+    StartFailed,
     StokerError,
     Unavailable,
 )
@@ -206,11 +207,17 @@ class TestFailure:
         assert caught.value.retry_after_seconds == 1.0
         assert cluster.assigned() == []
 
-    def test_a_failure_without_a_reason_is_a_lost_instance(self, cluster: Cluster) -> None:
+    def test_a_failure_without_a_reason_is_a_failed_start(self, cluster: Cluster) -> None:
         cluster.place()
         self.fail(cluster, None)
-        with pytest.raises(InstanceLost):
+        with pytest.raises(StartFailed):
             cluster.place()
+
+    def test_what_served_and_died_is_started_again_at_once(self, cluster: Cluster) -> None:
+        assert cluster.place() == ["1-0"]
+        cluster.serve()
+        self.fail(cluster, InstanceLost("It died of signal 9."))
+        assert cluster.place() == ["1-1"]
 
     def test_after_a_pause_it_is_tried_again_on_another_node(self, cluster: Cluster) -> None:
         cluster.place()
@@ -226,7 +233,7 @@ class TestFailure:
         for pause in (1.0, 2.0, 4.0):
             cluster.place()
             self.fail(cluster, None)
-            with pytest.raises(InstanceLost) as caught:
+            with pytest.raises(StartFailed) as caught:
                 cluster.place()
             assert caught.value.retry_after_seconds == pause
             cluster.now += pause
