@@ -16,6 +16,8 @@
 #include "header.h"
 #include "load.h"
 #include "mapping.h"
+#include "module_errors.h"
+#include "module_text.h"
 #include "pool.h"
 #include "progress.h"
 #include "region.h"
@@ -32,68 +34,6 @@ using stoker::Progress;
 using stoker::ReadRequest;
 using stoker::Region;
 using Released = nb::call_guard<nb::gil_scoped_release>;
-
-// Made once, when the module is; they live as long as the process.
-PyObject* header_error = nullptr;
-PyObject* chunk_error = nullptr;
-PyObject* cancelled_error = nullptr;
-
-void make_exception(nb::module_& module, const char* name, PyObject* base, PyObject*& slot) {
-  const std::string qualified = std::string("stoker.native.") + name;
-  slot = PyErr_NewException(qualified.c_str(), base, nullptr);
-  if (slot == nullptr) throw nb::python_error();
-  module.attr(name) = nb::borrow(slot);
-}
-
-nb::object decode_path(const std::string& path) {
-  return nb::steal(
-      PyUnicode_DecodeFSDefaultAndSize(path.data(), static_cast<Py_ssize_t>(path.size())));
-}
-
-nb::object decode_text(const std::string& text) {
-  return nb::steal(
-      PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "replace"));
-}
-
-void raise_system_error(const stoker::SystemError& error) {
-  const nb::object filename = error.path.empty() ? nb::none() : decode_path(error.path);
-  const nb::object value =
-      nb::borrow(PyExc_OSError)(error.code, decode_text(error.what()), filename);
-  PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(value.ptr())), value.ptr());
-}
-
-void raise_header_error(const stoker::HeaderError& error) {
-  const nb::object value = nb::borrow(header_error)(decode_text(error.what()));
-  value.attr("kind") = error.kind;
-  value.attr("offset") = error.offset;
-  PyErr_SetObject(header_error, value.ptr());
-}
-
-void raise_chunk_error(const stoker::ChunkError& error) {
-  const nb::object value = nb::borrow(chunk_error)(decode_text(error.what()));
-  value.attr("ordinal") = error.ordinal;
-  value.attr("path") = decode_path(error.path);
-  value.attr("offset") = error.offset;
-  value.attr("expected") = error.expected;
-  value.attr("found") = error.found;
-  PyErr_SetObject(chunk_error, value.ptr());
-}
-
-void translate(const std::exception_ptr& pointer, void*) {
-  try {
-    std::rethrow_exception(pointer);
-  } catch (const stoker::SystemError& error) {
-    raise_system_error(error);
-  } catch (const stoker::HeaderError& error) {
-    raise_header_error(error);
-  } catch (const stoker::ChunkError& error) {
-    raise_chunk_error(error);
-  } catch (const stoker::Cancelled& error) {
-    PyErr_SetString(cancelled_error, error.what());
-  } catch (const stoker::PoolExhausted& error) {
-    PyErr_SetString(PyExc_MemoryError, error.what());
-  }
-}
 
 // The bytes of any contiguous buffer, held while they are used.
 class Bytes {
@@ -385,10 +325,7 @@ void bind_load(nb::module_& module) {
 NB_MODULE(_core, module) {
   // Tensors and chunks may rightly outlive the interpreter's last look at them.
   nb::set_leak_warnings(false);
-  make_exception(module, "HeaderError", PyExc_ValueError, header_error);
-  make_exception(module, "ChunkError", PyExc_RuntimeError, chunk_error);
-  make_exception(module, "Cancelled", PyExc_RuntimeError, cancelled_error);
-  nb::register_exception_translator(&translate);
+  bind_errors(module);
 
   module.attr("CHUNK_BYTES") = stoker::chunk_bytes;
   module.def("digest", &digest_buffer, "buffer"_a);
