@@ -18,12 +18,12 @@ from stoker.deploy.supervisor import ChildSpec, Supervisor, python_module
 from stoker.deploy.up_settings import (
     DEFAULT_PORT,
     UpSettings,
-    default_state,
     default_store_url,
     parse_size_bytes,
 )
 from stoker.gateway.cli.client import Access, GatewayClient
 from stoker.gateway.cli.options import reports_errors
+from stoker.placement.environment import state_dir
 from stoker.placement.errors import Conflict, DeadlineExceeded, StokerError, StorageFull
 from stoker.placement.secrets_file import read_or_create_secret
 
@@ -53,7 +53,7 @@ def up(
     store: str | None,
 ) -> None:
     """Run Stoker on this machine until Ctrl-C."""
-    directory = (state or default_state()).expanduser().resolve()
+    directory = (state or state_dir(os.environ)).expanduser().resolve()
     settings = UpSettings(
         state=directory,
         port=port,

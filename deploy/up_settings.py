@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,11 +48,6 @@ def parse_size_bytes(text: str) -> int:
             f"Expected a size, found {text!r}.", "Write it as 2GiB, 500MB or a number of bytes."
         )
     return int(float(matched.group(1)) * unit)
-
-
-def default_state() -> Path:
-    """$STOKER_STATE, else ~/.stoker."""
-    return Path(os.environ.get("STOKER_STATE") or Path.home() / ".stoker")
 
 
 def default_store_url(state: Path) -> str:

@@ -7,10 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from stoker.placement.environment import (
+    bind_address,
+    cluster_token_file,
+    log_level,
+    state_dir,
+    store_url,
+    whole_number,
+)
 from stoker.placement.errors import BadRequest
 from stoker.placement.secrets_file import read_or_create_secret, read_secret
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
 MIB = 1024 * 1024
 
 
@@ -43,20 +50,18 @@ class Settings:
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> Settings:
         """The settings in `environment`; BadRequest naming the variable that is wrong."""
-        state = Path(environment.get("STOKER_STATE") or Path.home() / ".stoker").absolute()
-        token_file = environment.get("STOKER_CLUSTER_TOKEN_FILE")
-        level = (environment.get("STOKER_LOG_LEVEL") or "info").lower()
-        if level not in LOG_LEVELS:
-            raise _refused("STOKER_LOG_LEVEL", " or ".join(LOG_LEVELS), level)
+        host, port = bind_address(environment, "STOKER_GATEWAY_BIND", "127.0.0.1:8080")
         return Settings(
-            store_url=environment.get("STOKER_STORE") or f"sqlite://{state / 'store.sqlite'}",
-            state_dir=state,
-            cluster_token_file=Path(token_file) if token_file else state / "auth" / "cluster-token",
-            bind=_bind(environment.get("STOKER_GATEWAY_BIND") or "127.0.0.1:8080"),
-            body_bytes_maximum=_whole(environment, "STOKER_BODY_BYTES_MAXIMUM", 64 * MIB),
-            response_head_seconds=_whole(environment, "STOKER_RESPONSE_HEAD_SECONDS_MAXIMUM", 600),
-            queue_seconds=_whole(environment, "STOKER_QUEUE_SECONDS_MAXIMUM", 600),
-            log_level=level,
+            store_url=store_url(environment),
+            state_dir=state_dir(environment),
+            cluster_token_file=cluster_token_file(environment),
+            bind=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            body_bytes_maximum=whole_number(environment, "STOKER_BODY_BYTES_MAXIMUM", 64 * MIB),
+            response_head_seconds=whole_number(
+                environment, "STOKER_RESPONSE_HEAD_SECONDS_MAXIMUM", 600
+            ),
+            queue_seconds=whole_number(environment, "STOKER_QUEUE_SECONDS_MAXIMUM", 600),
+            log_level=log_level(environment),
         )
 
     def prepare_secrets(self) -> None:
@@ -88,21 +93,3 @@ def is_loopback(bind: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _bind(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise _refused("STOKER_GATEWAY_BIND", "host:port", text)
-    return text
-
-
-def _whole(environment: Mapping[str, str], name: str, default: int) -> int:
-    text = environment.get(name) or str(default)
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise _refused(name, "a whole number of at least 1", text)
-    return int(text)
-
-
-def _refused(name: str, expected: str, found: str) -> BadRequest:
-    return BadRequest(f"Expected {expected} in {name}, found {found!r:.100}.", f"Correct {name}.")

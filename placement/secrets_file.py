@@ -8,7 +8,7 @@ import secrets
 import tempfile
 from pathlib import Path
 
-from stoker.placement.errors import StokerError
+from stoker.placement.errors import BadRequest, StokerError
 
 SECRET_BYTES = 32
 SECRET_CHARACTERS_MINIMUM = 16
@@ -32,17 +32,17 @@ def read_or_create_secret(path: Path) -> str:
 
 
 def read_secret(path: Path) -> str:
-    """The secret in `path` without white space around it; StokerError if it is no secret."""
+    """The secret in `path` without white space around it; BadRequest if it is no secret."""
     try:
         secret = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "bytes that are no ASCII text"
-        raise StokerError(
+        raise BadRequest(
             f"Expected a secret in {path}, found: {reason}.",
             "Start Stoker once on a loopback address to generate it, or write one there.",
         ) from error
     if len(secret) < SECRET_CHARACTERS_MINIMUM:
-        raise StokerError(
+        raise BadRequest(
             f"Expected at least {SECRET_CHARACTERS_MINIMUM} characters in {path}, "
             f"found {len(secret)}.",
             "Delete the file, and Stoker generates a secret at the next start.",

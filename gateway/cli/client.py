@@ -10,10 +10,10 @@ import socket
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from stoker.placement.environment import state_dir
 from stoker.placement.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -45,7 +45,7 @@ def find_access(gateway: str | None, environment: Mapping[str, str] | None = Non
     url = gateway or values.get("STOKER_GATEWAY") or DEFAULT_GATEWAY
     password = values.get("STOKER_PASSWORD")
     if not password:
-        state = Path(values.get("STOKER_STATE") or Path.home() / ".stoker")
+        state = state_dir(values)
         try:
             password = (state / "auth" / "password").read_text().strip()
         except OSError:

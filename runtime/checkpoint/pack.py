@@ -35,6 +35,7 @@ from stoker.runtime.checkpoint.manifest import (
 from stoker.runtime.checkpoint.resolve import INDEX_NAME, WEIGHTS_NAME, resolve
 from stoker.runtime.checkpoint.source_file import FileSource
 from stoker.runtime.checkpoint.trace import Trace, trace
+from stoker.runtime.durable import sync_folder, write_file
 
 DATA_ALIGNMENT_BYTES = 4096
 TENSOR_ALIGNMENT_BYTES = 64
@@ -78,9 +79,9 @@ def pack(folder: Path, out: Path, on_bytes: OnBytes = lambda _: None) -> Manifes
             tensors=tuple(item.target for item in placed),
         )
         validate(manifest)
-        _write(temporary / MANIFEST_NAME, manifests.encode(manifest))
+        write_file(temporary / MANIFEST_NAME, manifests.encode(manifest))
         temporary.rename(out)
-        _sync_folder(out.parent)
+        sync_folder(out.parent)
     except OSError as error:
         raise StorageFull(
             f"Expected to write the packed model to {out}, found: {error.strerror}.",
@@ -242,21 +243,6 @@ def _copy_small_files(source: FileSource, original: Manifest, folder: Path) -> l
         payload = source.read_small(entry.name, entry.bytes, entry.version)
         path = folder / entry.name
         path.parent.mkdir(exist_ok=True)
-        _write(path, payload)
+        write_file(path, payload)
         entries.append(FileEntry(entry.name, len(payload), hashlib.sha256(payload).hexdigest()))
     return entries
-
-
-def _write(path: Path, payload: bytes) -> None:
-    with open(path, "xb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

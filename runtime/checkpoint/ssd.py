@@ -26,6 +26,7 @@ from stoker.runtime.checkpoint import manifest as manifests
 from stoker.runtime.checkpoint.eviction import GreedyDual
 from stoker.runtime.checkpoint.layout import encode_layout
 from stoker.runtime.checkpoint.manifest import Manifest
+from stoker.runtime.durable import sync_folder, write_file
 
 _DIGEST_LINE = re.compile(r"^(\d{1,9}) ([0-9a-f]{32})$", re.MULTILINE)
 _log = structlog.get_logger()
@@ -121,13 +122,13 @@ class SsdTier:
             for name, payload in files.items():
                 path = temporary / "files" / name
                 path.parent.mkdir(exist_ok=True)
-                _write(path, payload)
-            _write(temporary / "layout.json", layout)
+                write_file(path, payload)
+            write_file(temporary / "layout.json", layout)
             if origin is not None:
-                _write(temporary / "origin", os.fsencode(origin))
-            _write(temporary / "manifest.json", encoded)
+                write_file(temporary / "origin", os.fsencode(origin))
+            write_file(temporary / "manifest.json", encoded)
             temporary.rename(self._directory / digest)
-            _sync_folder(self._directory)
+            sync_folder(self._directory)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise self._failed(error) from error
@@ -283,21 +284,6 @@ def _learnt_digests(path: Path) -> dict[int, str]:
         return {}
     text = path.read_text(errors="replace")
     return {int(ordinal): digest for ordinal, digest in _DIGEST_LINE.findall(text)}
-
-
-def _write(path: Path, payload: bytes) -> None:
-    with open(path, "xb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_folder(path: Path) -> None:

@@ -1,0 +1,68 @@
+"""What every process reads from its environment; a bad value is a BadRequest that names it."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from stoker.placement.errors import BadRequest
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def state_dir(environment: Mapping[str, str]) -> Path:
+    """$STOKER_STATE, else ~/.stoker."""
+    return Path(environment.get("STOKER_STATE") or "~/.stoker").expanduser().absolute()
+
+
+def store_url(environment: Mapping[str, str]) -> str:
+    """$STOKER_STORE, else the SQLite file in the state directory."""
+    return environment.get("STOKER_STORE") or f"sqlite://{state_dir(environment)}/store.sqlite"
+
+
+def cluster_token_file(environment: Mapping[str, str]) -> Path:
+    """$STOKER_CLUSTER_TOKEN_FILE, else the one in the state directory."""
+    named = environment.get("STOKER_CLUSTER_TOKEN_FILE")
+    return Path(named) if named else state_dir(environment) / "auth" / "cluster-token"
+
+
+def log_level(environment: Mapping[str, str]) -> str:
+    level = (environment.get("STOKER_LOG_LEVEL") or "info").lower()
+    if level not in LOG_LEVELS:
+        _refuse("STOKER_LOG_LEVEL", " or ".join(LOG_LEVELS), level)
+    return level
+
+
+def bind_address(environment: Mapping[str, str], name: str, default: str) -> tuple[str, int]:
+    """Host (without brackets) and port of the variable `name`."""
+    text = environment.get(name) or default
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        _refuse(name, "host:port", text)
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def announced_address(environment: Mapping[str, str], name: str, default: str) -> tuple[str, int]:
+    """As `bind_address`, of a process that tells others its host: no wildcard."""
+    host, port = bind_address(environment, name, default)
+    try:
+        wildcard = ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        wildcard = False  # a host name
+    if wildcard:
+        _refuse(name, "the address at which other machines reach this one", f"{host}:{port}")
+    return host, port
+
+
+def whole_number(environment: Mapping[str, str], name: str, default: int) -> int:
+    """A whole number of at least 1."""
+    text = environment.get(name) or str(default)
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        _refuse(name, "a whole number of at least 1", text)
+    return int(text)
+
+
+def _refuse(name: str, expected: str, found: str) -> NoReturn:
+    raise BadRequest(f"Expected {expected} in {name}, found {found!r:.100}.", f"Correct {name}.")

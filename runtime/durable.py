@@ -1,0 +1,23 @@
+"""Files that are whole or absent after a crash: written, synced, and renamed by the caller."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_file(path: Path, payload: bytes) -> None:
+    """Make a new file and return when it is on the disk; OSError."""
+    with open(path, "xb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Return when the names in the folder are on the disk; OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
