@@ -84,6 +84,8 @@ def test_an_interrupt_ends_a_wait() -> None:
     program = (
         "import os, signal, threading\n"
         "from stoker.native import Progress\n"
+        # A shell starts what runs in its background with SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "try:\n"
         "    Progress(1, 1).wait(1, 60)\n"
