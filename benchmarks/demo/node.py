@@ -29,6 +29,8 @@ STOKER = (sys.executable, "-P", "-m", "stoker.deploy.main")
 READY_SECONDS = 90.0
 WAIT_SECONDS = 120.0
 SETTLE_SECONDS = 2.0
+# The default pool is a quarter of the memory; this one is in place before the first sample.
+DRAM_BYTES = "1GiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,10 @@ class Node:
         log = self.state.with_name("up.log")
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [*STOKER, "up", "--state", str(self.state), "--port", str(self.port)],
+                [
+                    *(*STOKER, "up", "--state", str(self.state), "--port", str(self.port)),
+                    *("--dram-bytes", DRAM_BYTES),
+                ],
                 env=self._environment,
                 stdout=output,
                 stderr=output,
