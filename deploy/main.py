@@ -9,7 +9,11 @@ import click
 from stoker.gateway.cli.verbs import VERBS
 
 # Verbs whose modules are heavy or rarely needed are imported when they are named.
-_LAZY = {"up": ("stoker.deploy.up", "up"), "model": ("stoker.runtime.cli", "model")}
+_LAZY = {
+    "doctor": ("stoker.deploy.doctor", "doctor"),
+    "model": ("stoker.runtime.cli", "model"),
+    "up": ("stoker.deploy.up", "up"),
+}
 
 
 class _LazyGroup(click.Group):

@@ -54,6 +54,24 @@ def translated(path: Path, verb: str) -> Iterator[None]:
         ) from error
 
 
+def check_file(path: Path) -> None:
+    """Read the whole database and write nothing; CoordinationLost if it is damaged.
+
+    Only for a process that has no connection to it: closing this one drops the others' locks.
+    """
+    with translated(path, "check"):
+        uri = f"{path.absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, timeout=BUSY_SECONDS_MAX, uri=True)) as file:
+            found = str(file.execute("PRAGMA quick_check(1)").fetchone()[0])
+            tables = {row[0] for row in file.execute("SELECT name FROM sqlite_schema")}
+    if found != "ok" or not {"entries", "sessions", "meta"} <= tables:
+        reason = found if found != "ok" else "tables of something else"
+        raise CoordinationLost(
+            f"Expected a sound store in {path}, found: {reason:.200}.",
+            _REMEDIES[sqlite3.SQLITE_CORRUPT],
+        )
+
+
 class Connection:
     """One connection; used by one thread at a time."""
 

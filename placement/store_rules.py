@@ -21,6 +21,7 @@ from stoker.placement.store import ABSENT, VALUE_BYTES_MAX, Change, Entry, Fence
 
 # How long any call of a store may take before it is CoordinationLost.
 CALL_SECONDS_MAX = 10.0
+CHROOT_DEFAULT = "/stoker"  # of a ZooKeeper URL that names none
 PATH_CHARACTERS_MAX = 1024
 
 _SEGMENT = re.compile(r"[A-Za-z0-9._:@=+-]{1,255}")

@@ -6,9 +6,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from stoker.placement.errors import BadRequest
+from stoker.placement.sqlite_file import check_file
 from stoker.placement.sqlite_store import SqliteStore
 from stoker.placement.store import Store
-from stoker.placement.store_rules import check_path
+from stoker.placement.store_rules import CHROOT_DEFAULT, check_path
 
 
 def open_store(url: str) -> Store:
@@ -16,19 +17,39 @@ def open_store(url: str) -> Store:
 
     BadRequest for another URL, CoordinationLost if the store cannot be opened.
     """
+    place = _place_of(url)
+    if isinstance(place, Path):
+        return SqliteStore(place)
+    from stoker.placement.zookeeper_store import ZooKeeperStore  # not everyone has a cluster
+
+    return ZooKeeperStore(*place)
+
+
+def probe_store(url: str) -> bool:
+    """Whether there is a store at `url`; makes none.
+
+    BadRequest for what is no store's URL, CoordinationLost if it is damaged or out of reach.
+    """
+    place = _place_of(url)
+    if isinstance(place, Path):
+        if not place.exists():
+            return False
+        check_file(place)
+        return True
+    from stoker.placement.zookeeper_store import probe
+
+    return probe(*place)
+
+
+def _place_of(url: str) -> Path | tuple[str, str]:
+    """The SQLite file, or ZooKeeper's hosts and chroot."""
     parts = urlsplit(url)
     plain = not (parts.query or parts.fragment)
     if parts.scheme == "sqlite" and plain and not parts.netloc and len(parts.path) > 1:
-        return SqliteStore(Path(parts.path))
+        return Path(parts.path)
     if parts.scheme == "zookeeper" and plain and parts.netloc and "@" not in parts.netloc:
-        from stoker.placement.zookeeper_store import ZooKeeperStore  # not everyone has a cluster
-
         chroot = parts.path.rstrip("/")
-        return (
-            ZooKeeperStore(parts.netloc, check_path(chroot))
-            if chroot
-            else ZooKeeperStore(parts.netloc)
-        )
+        return parts.netloc, check_path(chroot) if chroot else CHROOT_DEFAULT
     raise BadRequest(
         "Expected the URL of a store, sqlite:///path/store.sqlite or "
         f"zookeeper://host:port/chroot, found {parts.scheme or 'no scheme'!r} "

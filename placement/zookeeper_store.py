@@ -28,6 +28,7 @@ from stoker.placement.errors import CoordinationLost, StokerError
 from stoker.placement.store import ABSENT, Change, Entry, Fence, StoreState
 from stoker.placement.store_rules import (
     CALL_SECONDS_MAX,
+    CHROOT_DEFAULT,
     check_fence_form,
     check_path,
     check_prefix,
@@ -53,7 +54,7 @@ class ZooKeeperStore:
     """`hosts` is `host:port[,host:port]`; every entry lies below the znode `chroot`."""
 
     def __init__(
-        self, hosts: str, chroot: str = "/stoker", *, session_seconds: float = SESSION_SECONDS
+        self, hosts: str, chroot: str = CHROOT_DEFAULT, *, session_seconds: float = SESSION_SECONDS
     ) -> None:
         self._hosts = hosts
         self._chroot = chroot
@@ -318,6 +319,23 @@ class ZooKeeperStore:
         else:
             self._live.clear()
             self._observers.begin_outage(_STATES[state])
+
+
+def probe(hosts: str, chroot: str) -> bool:
+    """Whether `chroot` exists; makes nothing. CoordinationLost if no server answers."""
+    client = KazooClient(hosts=hosts, timeout=SESSION_SECONDS)
+    try:
+        client.start(timeout=CALL_SECONDS_MAX)
+        return client.exists(chroot) is not None
+    except (KazooTimeoutError, KazooException, OSError) as error:
+        raise CoordinationLost(
+            f"Expected an answer of ZooKeeper at {hosts} within {CALL_SECONDS_MAX:g} s, found: "
+            f"{type(error).__name__}.",
+            "See whether its servers run and can be reached from here.",
+        ) from error
+    finally:
+        client.stop()
+        client.close()
 
 
 def _result(pending: Any, deadline: float) -> Any:

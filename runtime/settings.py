@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 from collections.abc import Mapping
@@ -19,10 +18,7 @@ from stoker.placement.environment import (
 )
 from stoker.placement.names import valid_node_id
 from stoker.placement.secrets_file import read_secret
-
-_GIB = 1 << 30
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+from stoker.runtime.limits import GIB, core_count, default_dram_bytes, memory_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +58,8 @@ class Settings:
         """The settings in `environment`; BadRequest names the first bad variable."""
         state = state_dir(environment)
         host, port = announced_address(environment, "STOKER_AGENT_BIND", "127.0.0.1:0")
-        dram_bytes = min(_memory_bytes() // 4, 8 * _GIB)
-        ssd_bytes = min(_free_disk_bytes(state) // 2, 50 * _GIB)
+        dram_bytes = default_dram_bytes(memory_bytes())
+        ssd_bytes = min(_free_disk_bytes(state) // 2, 50 * GIB)
         return Settings(
             store_url=store_url(environment),
             state_dir=state,
@@ -71,33 +67,12 @@ class Settings:
             node_id=valid_node_id(environment.get("STOKER_NODE_ID") or socket.gethostname()),
             bind_host=host,
             bind_port=port,
-            cores=whole_number(environment, "STOKER_CORES", _available_cores()),
+            cores=whole_number(environment, "STOKER_CORES", core_count()),
             dram_bytes=whole_number(environment, "STOKER_DRAM_BYTES", dram_bytes),
             ssd_bytes=whole_number(environment, "STOKER_SSD_BYTES", ssd_bytes),
             instances_maximum=whole_number(environment, "STOKER_INSTANCES_MAXIMUM", 16),
             log_level=log_level(environment),
         )
-
-
-def _available_cores() -> int:
-    cores = len(os.sched_getaffinity(0))
-    quota = _read(_CPU_QUOTA).split()
-    if len(quota) == 2 and quota[0].isdecimal():
-        cores = min(cores, int(quota[0]) // int(quota[1]))
-    return max(1, cores)
-
-
-def _memory_bytes() -> int:
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = _read(_MEMORY_LIMIT).strip()
-    return min(memory, int(limit)) if limit.isdecimal() else memory
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:  # no control group of version 2: no limit
-        return ""
 
 
 def _free_disk_bytes(state_dir: Path) -> int:

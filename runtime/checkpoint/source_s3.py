@@ -6,8 +6,9 @@ import functools
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -172,6 +173,35 @@ class S3Folder:
             f"{self.uri}/{name}",
             attempts=1,  # the transfer retries its own parts, and `on_bytes` must not count twice
         )
+
+
+@dataclass(frozen=True, slots=True)
+class S3Probe:
+    """`server_date` is the answer's Date header, there as soon as a server answered at all."""
+
+    buckets: int
+    refused: StokerError | None
+    may_not_list: bool  # the credentials are known, but this is not among their rights
+    server_date: str | None
+
+
+def probe(settings: CheckpointSettings) -> S3Probe:
+    """Ask once for the list of buckets."""
+    where = settings.s3_endpoint_url or "Amazon S3"
+    try:
+        answer = _attempts(lambda _: client_of(settings).list_buckets(), where, attempts=1)
+    except StokerError as error:
+        cause = error.__cause__
+        said = cause.response if isinstance(cause, ClientError) else {}
+        code = said.get("Error", {}).get("Code")
+        return S3Probe(0, error, code == "AccessDenied", _date_of(said))
+    return S3Probe(len(answer.get("Buckets", ())), None, False, _date_of(answer))
+
+
+def _date_of(answer: Mapping[str, Any]) -> str | None:
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    found: str | None = headers.get("date")
+    return found
 
 
 class _TooSlow(Exception):

@@ -31,6 +31,7 @@ def test_every_command_has_a_sentence_of_help() -> None:
     assert names == [
         "deploy",
         "describe",
+        "doctor",
         "invoke",
         "logs",
         "ls",

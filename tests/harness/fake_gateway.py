@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import stoker
+
 PASSWORD = "the-password"
 AUTHORIZATION = "Basic YWRtaW46dGhlLXBhc3N3b3Jk"
 INSTANCE = {
@@ -51,6 +53,8 @@ class FakeGateway:
     requests: list[tuple[str, str, bytes]] = field(default_factory=list)
     built: list[str] = field(default_factory=list)
     build_error: str = ""
+    nodes: list[dict[str, Any]] = field(default_factory=lambda: [NODE])
+    release: str = stoker.__version__
 
     def methods(self) -> list[str]:
         return [f"{method} {path}" for method, path, _ in self.requests]
@@ -84,6 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.gateway.requests.append((self.command, self.path, body))
         if parts.path.startswith("/function/"):
             return self._invoke(parts.path.removeprefix("/function/"), body)
+        if parts.path == "/healthz":
+            return self._send(200, b"OK", "text/plain")
         if self.headers.get("Authorization") != AUTHORIZATION:
             return self._send(401, b"invalid credentials", "text/plain")
         return self._control(parts.path, parse_qs(parts.query), body)
@@ -98,7 +104,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/system/instances":
             return self._json([INSTANCE])
         if path == "/system/nodes":
-            return self._json([NODE])
+            return self._json(self.gateway.nodes)
+        if path == "/system/info":
+            return self._json({"version": {"release": self.gateway.release}})
         if path == "/system/logs":
             line = {"timestamp": "2026-01-01T00:00:00Z", "instance": "i-1", "text": "hello\n"}
             return self._send(200, json.dumps(line).encode() + b"\n", "application/x-ndjson")
