@@ -20,10 +20,10 @@ from stoker.placement.errors import (
     StorageFull,
 )
 
-_READ_THREADS = 4
+READ_THREADS = 4
 _LENGTH_BYTES = 8
 
-_DTYPES = {
+DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,
@@ -57,11 +57,11 @@ def load_file(
     missing, forbidden, changing or malformed), SourceUnavailable or StorageFull.
     """
     name = os.fspath(path)
-    with _told_about(name):
+    with told_about(name):
         header, file_bytes = _read_header(name)
         entries = parse_header(header, file_bytes)
         region = Region(file_bytes)
-        read_file(name, region, 0, file_bytes, _READ_THREADS)
+        read_file(name, region, 0, file_bytes, READ_THREADS)
     if memoryview(region)[: len(header)] != header:
         raise CheckpointChanged(
             f"Expected {name} to stay as it was while it was read; its header changed.",
@@ -91,7 +91,7 @@ def _read_header(name: str) -> tuple[bytes, int]:
 def _tensor(
     name: str, region: Region, dtype_name: str, shape: tuple[int, ...], offset: int, byte_count: int
 ) -> torch.Tensor:
-    dtype = _DTYPES.get(dtype_name)
+    dtype = DTYPES.get(dtype_name)
     if dtype is None:
         raise CheckpointError(
             f"Expected dtypes that PyTorch has in {name}, found {dtype_name}.",
@@ -119,7 +119,7 @@ def _packed_pairs(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @contextmanager
-def _told_about(name: str) -> Iterator[None]:
+def told_about(name: str) -> Iterator[None]:
     """Turn what the file system and the native loader raise into errors of Stoker."""
     try:
         yield

@@ -23,8 +23,10 @@ from stoker.placement.errors import CheckpointError, StorageFull
 from stoker.runtime.checkpoint import manifest as manifests
 from stoker.runtime.checkpoint.manifest import (
     CHUNK_BYTES,
+    DATA_ALIGNMENT_BYTES,
     FILLER_PREFIX,
     MANIFEST_NAME,
+    TENSOR_ALIGNMENT_BYTES,
     FileEntry,
     Manifest,
     TensorEntry,
@@ -37,8 +39,6 @@ from stoker.runtime.checkpoint.source_file import FileSource
 from stoker.runtime.checkpoint.trace import Trace, trace
 from stoker.runtime.durable import sync_folder, write_file
 
-DATA_ALIGNMENT_BYTES = 4096
-TENSOR_ALIGNMENT_BYTES = 64
 COPY_BYTES = 1 << 20
 
 OnBytes = Callable[[int], None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
@@ -13,6 +14,7 @@ from stoker.placement.errors import (
     CheckpointChanged,
     CheckpointError,
     CheckpointMissing,
+    ChunkCorrupt,
     HeaderInvalid,
     PickleRefused,
 )
@@ -99,6 +101,22 @@ def small_files(files: Mapping[str, SourceFile]) -> list[SourceFile]:
             "Keep only the model's own files in its folder.",
         )
     return chosen
+
+
+def read_small_file(source: Source, entry: FileEntry) -> bytes:
+    """The pinned file, verified where its SHA-256 is known."""
+    payload = source.read_small(entry.name, entry.bytes, entry.version)
+    found = hashlib.sha256(payload).hexdigest()
+    if entry.sha256 is not None and found != entry.sha256:
+        raise ChunkCorrupt(
+            f"Expected SHA-256 {entry.sha256} of {entry.name} at {source.uri}, found {found}.",
+            "Push or pack the checkpoint again.",
+            file=entry.name,
+            offset=0,
+            expected=entry.sha256,
+            found=found,
+        )
+    return payload
 
 
 def read_tensors(source: Source, number: int, file: SourceFile) -> list[TensorEntry]:

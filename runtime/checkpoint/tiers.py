@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,14 +14,14 @@ from pathlib import Path
 import structlog
 
 from stoker.native import Pool
-from stoker.placement.errors import CheckpointChanged, ChunkCorrupt, DeadlineExceeded
+from stoker.placement.errors import CheckpointChanged, DeadlineExceeded
 from stoker.placement.records import CheckpointRef
 from stoker.runtime.checkpoint.bandwidth import Bandwidth
 from stoker.runtime.checkpoint.dram import DramEntry, DramTier
 from stoker.runtime.checkpoint.fetch import LoadContext, Loading
-from stoker.runtime.checkpoint.manifest import FileEntry, Manifest
+from stoker.runtime.checkpoint.manifest import Manifest
 from stoker.runtime.checkpoint.residency import Residency
-from stoker.runtime.checkpoint.resolve import resolve
+from stoker.runtime.checkpoint.resolve import read_small_file, resolve
 from stoker.runtime.checkpoint.settings import CheckpointSettings
 from stoker.runtime.checkpoint.source import OpenSource, Source, open_source
 from stoker.runtime.checkpoint.ssd import SsdEntry, SsdTier
@@ -204,7 +203,7 @@ class CheckpointCache:
                 f"Expected checkpoint {ref.digest} at {ref.uri}, found {manifest.digest}.",
                 "Deploy the function again to pin the model as it is now.",
             )
-        payloads = self._small_files.map(functools.partial(_read_file, source), manifest.files)
+        payloads = self._small_files.map(functools.partial(read_small_file, source), manifest.files)
         files = {
             entry.name: payload for entry, payload in zip(manifest.files, payloads, strict=True)
         }
@@ -228,18 +227,3 @@ def _bytes_in_memory(entry: DramEntry) -> int:
     if entry.loading.complete:
         return entry.weight_bytes
     return min(entry.loading.progress.watermark_bytes, entry.weight_bytes)
-
-
-def _read_file(source: Source, entry: FileEntry) -> bytes:
-    payload = source.read_small(entry.name, entry.bytes, entry.version)
-    found = hashlib.sha256(payload).hexdigest()
-    if entry.sha256 is not None and found != entry.sha256:
-        raise ChunkCorrupt(
-            f"Expected SHA-256 {entry.sha256} of {entry.name} at {source.uri}, found {found}.",
-            "Push or pack the checkpoint again.",
-            file=entry.name,
-            offset=0,
-            expected=entry.sha256,
-            found=found,
-        )
-    return payload

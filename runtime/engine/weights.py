@@ -8,7 +8,7 @@ bytes to have arrived, only the forward pass does.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,15 +72,20 @@ class TensorPlace:
 
 def read_layout(path: Path) -> tuple[TensorPlace, ...]:
     """The tensors of a checkpoint; StartFailed when the layout names a dtype torch lacks."""
-    places = []
-    for name, dtype, shape, offset, byte_count in orjson.loads(path.read_bytes())["tensors"]:
-        if dtype not in _DTYPES:
-            raise StartFailed(
-                f"Expected tensors of a dtype that torch has, found {dtype} in {name}.",
-                f"Convert the checkpoint to one of {', '.join(_DTYPES)}.",
-            )
-        places.append(TensorPlace(name, _DTYPES[dtype], tuple(shape), offset, byte_count))
-    return tuple(places)
+    tensors = orjson.loads(path.read_bytes())["tensors"]
+    return tuple(tensor_place(*fields) for fields in tensors)
+
+
+def tensor_place(
+    name: str, dtype: str, shape: Sequence[int], offset: int, byte_count: int
+) -> TensorPlace:
+    """The place of a tensor of a safetensors dtype; StartFailed when torch lacks that."""
+    if dtype not in _DTYPES:
+        raise StartFailed(
+            f"Expected tensors of a dtype that torch has, found {dtype} in {name}.",
+            f"Convert the checkpoint to one of {', '.join(_DTYPES)}.",
+        )
+    return TensorPlace(name, _DTYPES[dtype], tuple(shape), offset, byte_count)
 
 
 def tensor_views(memory: torch.Tensor, places: Iterable[TensorPlace]) -> dict[str, torch.Tensor]:
