@@ -60,7 +60,9 @@ def check_file(path: Path) -> None:
     Only for a process that has no connection to it: closing this one drops the others' locks.
     """
     with translated(path, "check"):
-        uri = f"{path.absolute().as_uri()}?mode=ro"
+        # A plain reader makes the journal files that a closed database lacks, and leaves them.
+        in_use = path.with_name(f"{path.name}-wal").exists()
+        uri = f"{path.absolute().as_uri()}?mode=ro" + ("" if in_use else "&immutable=1")
         with contextlib.closing(sqlite3.connect(uri, timeout=BUSY_SECONDS_MAX, uri=True)) as file:
             found = str(file.execute("PRAGMA quick_check(1)").fetchone()[0])
             tables = {row[0] for row in file.execute("SELECT name FROM sqlite_schema")}

@@ -13,6 +13,7 @@ import stoker
 from harness import fake_gateway
 from stoker.deploy.doctor import in_words, summary, worst_state
 from stoker.deploy.doctor_gateway import gateway_checks
+from stoker.placement.stores import open_store
 from stoker.runtime.doctor_check import Check
 
 NOBODY = "http://127.0.0.1:1"
@@ -65,6 +66,20 @@ def test_a_failed_check_makes_the_exit_status_1_and_is_told_with_its_remedy(tmp_
     assert "-> Give this user the right to write it" in ran.stdout
     assert "cannot run well" in ran.stdout.splitlines()[-1]
     assert "Traceback" not in ran.stderr
+
+
+def test_a_store_that_is_in_use_is_read_beside_its_users(tmp_path: Path) -> None:
+    store = open_store(f"sqlite://{tmp_path}/store.sqlite")
+    try:
+        store.put("/before", b"1")
+        ran = doctor(tmp_path, "--json")
+        store.put("/after", b"2")
+        assert store.get("/before") is not None
+    finally:
+        store.close()
+
+    (check,) = [c for c in json.loads(ran.stdout)["checks"] if c["name"] == "store"]
+    assert (check["state"], "answers and is sound" in check["found"]) == ("ok", True)
 
 
 def test_a_bad_setting_is_a_failed_check(tmp_path: Path) -> None:

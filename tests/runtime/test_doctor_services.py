@@ -1,8 +1,10 @@
 """The store and S3, with a real S3 server."""
 
+import threading
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,38 @@ def test_an_endpoint_where_nobody_listens_fails(monkeypatch: pytest.MonkeyPatch)
     assert "STOKER_S3_ENDPOINT_URL" in check.remedy
 
 
+class _Forbidding(BaseHTTPRequestHandler):
+    def log_message(self, *_: object) -> None: ...
+
+    def do_GET(self) -> None:
+        body = b"<Error><Code>AccessDenied</Code><Message>no list</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_credentials_that_may_not_list_buckets_are_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with HTTPServer(("127.0.0.1", 0), _Forbidding) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            access, clock = check_s3({"STOKER_S3_ENDPOINT_URL": url})
+        finally:
+            server.shutdown()
+            thread.join()
+
+    assert access.state == "warn"
+    assert "stoker model ls" in access.remedy
+    assert clock.state == "ok"
+
+
 def test_no_settings_ask_nobody() -> None:
     (check,) = check_s3({})
 
@@ -103,12 +137,15 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sound_store_is_good_also_while_it_is_open(tmp_path: Path) -> None:
+def test_a_sound_store_is_good_and_stays_as_it_was(tmp_path: Path) -> None:
     url = f"sqlite://{tmp_path}/store.sqlite"
     store = open_store(url)
+    store.put("/a", b"value")
     store.close()
+    before = sorted(path.name for path in tmp_path.iterdir())
 
     assert check_store(url).state == "ok"
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b""])
