@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 NATIVE_SOURCES := $(wildcard native/src/*.cpp native/src/*.h native/tests/*.cpp native/tests/*.h)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: test lint unit demo native-sanitize format clean
+BENCH_INSTALLED := $(VENV)/.bench-installed
+
+.PHONY: test lint unit demo bench-loader native-sanitize format clean
 
 test: lint unit
 
@@ -34,6 +36,16 @@ unit: $(INSTALLED)
 
 demo: $(INSTALLED)
 	$(BIN)/python benchmarks/demo/run.py
+
+# The constraints keep torch and transformers as they are; fio is the disk's own speed.
+$(BENCH_INSTALLED): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	touch $@
+
+bench-loader: $(BENCH_INSTALLED)
+	command -v fio > /dev/null || apt-get install --yes --quiet fio || \
+		echo "fio is missing: the share of the device will be null" >&2
+	$(BIN)/python benchmarks/loader/run.py $(BENCH_ARGUMENTS)
 
 native-sanitize: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh native/tests/sanitize.sh
