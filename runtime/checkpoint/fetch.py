@@ -170,21 +170,35 @@ class Loading:
     def _fetch(self, chunk: ChunkEntry) -> None:
         if self._cancelled.is_set():
             raise Cancelled("The load was cancelled.")
-        weight = self._entry.manifest.weights[chunk.file]
         self._meter.begin()
+        try:
+            found = self._fetch_once(chunk)
+        except ChunkError as error:
+            _log.warning(
+                "fetched_chunk_corrupt",
+                uri=self._source.uri,
+                ordinal=chunk.ordinal,
+                expected=error.expected,
+                found=error.found,
+            )
+            try:
+                found = self._fetch_once(chunk)
+            except ChunkError as again:
+                raise self._corrupt(again, chunk) from again
+        if self._digests[chunk.ordinal] is None:
+            self._context.ssd.learn(self._entry, chunk.ordinal, found.hex())
+        self._writes.append(self._context.writers.submit(self._write_behind, chunk))
+
+    def _fetch_once(self, chunk: ChunkEntry) -> bytes:
+        """The digest of the chunk, which is then in memory. Raises ChunkError."""
+        weight = self._entry.manifest.weights[chunk.file]
         # A packed checkpoint's chunks are pinned by their digests, an unpacked one's by version.
         self._source.read(
             weight.name, chunk.file_offset, self._load.fill(chunk.ordinal), weight.version
         )
         # Before the commit: who waits for the watermark reads the time next.
         self.progress.fetch_seconds = self._meter.add(chunk.bytes)
-        try:
-            found = self._load.commit(chunk.ordinal)
-        except ChunkError as error:
-            raise self._corrupt(error, chunk) from error
-        if self._digests[chunk.ordinal] is None:
-            self._context.ssd.learn(self._entry, chunk.ordinal, found.hex())
-        self._writes.append(self._context.writers.submit(self._write_behind, chunk))
+        return self._load.commit(chunk.ordinal)
 
     def _write_behind(self, chunk: ChunkEntry) -> None:
         if not self._writing or self._cancelled.is_set():

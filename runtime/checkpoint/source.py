@@ -69,10 +69,10 @@ def prepare_s3(settings: CheckpointSettings) -> None:
     """Make the S3 client ahead of need, which takes 0.3 s; what fails now fails again in use."""
     if settings == CheckpointSettings():
         return
-    from stoker.runtime.checkpoint.source_s3 import client_of
+    from stoker.runtime.checkpoint.source_access import access_of
 
     with contextlib.suppress(StokerError):
-        client_of(settings)
+        _ = access_of(settings).client
 
 
 def file_path(uri: str) -> Path:

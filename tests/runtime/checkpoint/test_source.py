@@ -20,7 +20,7 @@ from stoker.placement.errors import (
     CheckpointMissing,
     SourceUnavailable,
 )
-from stoker.runtime.checkpoint import source_s3
+from stoker.runtime.checkpoint import source_access
 from stoker.runtime.checkpoint.settings import CheckpointSettings
 from stoker.runtime.checkpoint.source import open_source
 
@@ -98,7 +98,7 @@ def test_a_wrong_key_is_forbidden(
 def test_an_endpoint_that_is_down_is_unavailable_after_three_tries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(source_s3, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(source_access, "BACKOFF_SECONDS", 0.001)
     _some_keys(monkeypatch)
     with socket.socket() as unbound:
         unbound.bind(("127.0.0.1", 0))
@@ -150,7 +150,7 @@ def flaky(faults: int) -> Iterator[tuple[str, type[_Flaky]]]:
 
 
 def test_a_broken_range_goes_on_where_it_broke(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_s3, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(source_access, "BACKOFF_SECONDS", 0.001)
     _some_keys(monkeypatch)
     buffer = bytearray(len(_Flaky.payload))
 
@@ -165,7 +165,7 @@ def test_a_broken_range_goes_on_where_it_broke(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_range_that_always_breaks_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_s3, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(source_access, "BACKOFF_SECONDS", 0.001)
     _some_keys(monkeypatch)
 
     with flaky(faults=9) as (endpoint, handler):
