@@ -23,8 +23,8 @@ def falls_behind(
 ) -> bool:
     """Whether a transfer is hopeless beside others of its time (their bytes per second).
 
-    One that has a fair chance waits half the time that the others would have taken for all of
-    it. Without others a transfer is only measured against what no object store should fall to.
+    It is given half the time that the others would take for all of it. Without others it is
+    only measured against what no object store should fall to.
     """
     rate = received_bytes / max(elapsed_seconds, 1e-9)
     if not others:

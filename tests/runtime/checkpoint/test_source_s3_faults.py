@@ -331,3 +331,24 @@ def test_a_signature_never_shows_in_an_error(proxy: Proxied, uri: str) -> None:
         source.read(WEIGHTS, 0, memoryview(bytearray(9)), None)
 
     assert "X-Amz" not in json.dumps(caught.value.to_wire())
+
+
+def test_ranges_go_through_the_proxy_that_the_environment_names(
+    s3_environment: S3Server,
+    proxy: Proxied,
+    uri: str,
+    weights: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    through = proxy()
+    for name in ("no_proxy", "NO_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", through.url)
+    # Another region makes another client, which reads the environment anew.
+    settings = CheckpointSettings(s3_environment.endpoint_url, "us-proxied-1")
+    into = bytearray(1000)
+
+    open_source(uri, settings).read(WEIGHTS, 5, memoryview(into), None)
+
+    assert bytes(into) == weights[5:1005]
+    assert [(asked.first, asked.last) for asked in through.asked] == [(5, 1004)]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -18,7 +19,7 @@ FOREVER = float("inf")
         (0.2, 0, [100e6, 100e6], False),  # the first byte may take its time
         (0.3, 0, [100e6, 100e6], True),
         (0.3, 8 * MIB, [100e6, 100e6], False),
-        (0.3, 4 * MIB, [200e6, 200e6, 1.0], False),  # half as fast as most is not hopeless
+        (0.3, 10 * MIB, [200e6, 200e6, 1.0], False),  # a fifth of most is not hopeless
         (0.5, 5_000, [10e6, 10e6], False),  # the others will need 1.7 s
         (1.0, 10_000, [10e6, 10e6], True),
         (9.0, 90_000, [10e3, 11e3], False),  # all are slow: another connection would be too
@@ -54,9 +55,10 @@ def test_a_last_try_is_left_to_finish_however_slow() -> None:
         fast = [Transfer(other, MIB, FOREVER, expendable=False) for _ in range(2)]
         for transfer in fast:
             transfer.received_bytes = 1 << 40
-        with watch.watched(slow), watch.watched(also_slow), watch.watched(fast[0]):
-            with watch.watched(fast[1]):
-                eventually(lambda: also_slow.given_up)
+        with ExitStack() as stack:
+            for transfer in (slow, also_slow, *fast):
+                stack.enter_context(watch.watched(transfer))
+            eventually(lambda: also_slow.given_up)
 
         assert slow.given_up == ""
         far.sendall(b"x")
