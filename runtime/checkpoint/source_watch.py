@@ -23,7 +23,7 @@ def falls_behind(
 ) -> bool:
     """Whether a transfer is hopeless beside others of its time (their bytes per second).
 
-    It is given half the time that the others would take for all of it. Without others it is
+    It is given a quarter of the time that the others would take for all of it. Without others it is
     only measured against what no object store should fall to.
     """
     rate = received_bytes / max(elapsed_seconds, 1e-9)
@@ -32,7 +32,7 @@ def falls_behind(
     typical = statistics.median(others)
     if rate * BEHIND_FACTOR >= typical:
         return False
-    return elapsed_seconds >= max(PATIENCE_SECONDS, total_bytes / typical / 2)
+    return elapsed_seconds >= max(PATIENCE_SECONDS, total_bytes / typical / 4)
 
 
 class Transfer:

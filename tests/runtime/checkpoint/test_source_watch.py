@@ -20,7 +20,7 @@ FOREVER = float("inf")
         (0.3, 0, [100e6, 100e6], True),
         (0.3, 8 * MIB, [100e6, 100e6], False),
         (0.3, 10 * MIB, [200e6, 200e6, 1.0], False),  # a fifth of most is not hopeless
-        (0.5, 5_000, [10e6, 10e6], False),  # the others will need 1.7 s
+        (0.4, 4_000, [10e6, 10e6], False),  # the others will need 1.7 s
         (1.0, 10_000, [10e6, 10e6], True),
         (9.0, 90_000, [10e3, 11e3], False),  # all are slow: another connection would be too
         (9.0, 0, [0.0, 0.0], False),
