@@ -41,8 +41,8 @@ def _layer(number: int, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{prefix}.{name}.bias", (hidden,)
 
 
-def write(folder: Path, byte_count: int, seed: int, errors: dict[str, str]) -> str:
-    """Write model.safetensors, model.pt and model.tensors; the fingerprint of the tensors.
+def write(folder: Path, byte_count: int, seed: int, errors: dict[str, str], *, peers: bool) -> str:
+    """Write model.safetensors and, for peers, model.pt and model.tensors; the fingerprint.
 
     A format whose package is missing or fails is left out, and `errors` says why.
     """
@@ -54,6 +54,8 @@ def write(folder: Path, byte_count: int, seed: int, errors: dict[str, str]) -> s
         for name, shape in shapes(byte_count)
     }
     save_file(tensors, str(folder / "model.safetensors"))
+    if not peers:
+        return fingerprint(tensors)
     torch.save(tensors, folder / "model.pt")
     try:
         serializer = importlib.import_module("tensorizer").TensorSerializer(

@@ -95,7 +95,8 @@ def download_safetensors(target: str) -> Load:
 
     def load() -> Tensors:
         client.download_file(parts.netloc, parts.path.lstrip("/"), str(path))
-        return load_file(path)
+        tensors: Tensors = load_file(path)
+        return tensors
 
     return load
 

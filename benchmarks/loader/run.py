@@ -124,7 +124,9 @@ def main() -> int:
                 tempfile.TemporaryDirectory(prefix="loader-", dir=arguments.folder.absolute())
             )
         )
-        expected = checkpoint.write(folder, int(arguments.gib * GIB), arguments.seed, errors)
+        expected = checkpoint.write(
+            folder, int(arguments.gib * GIB), arguments.seed, errors, peers=not arguments.no_peers
+        )
         file_bytes = (folder / "model.safetensors").stat().st_size
         runner = Runner(folder, expected, int(arguments.prime_gib * GIB), arguments.idle_seconds)
         if any(condition.startswith("s3") for condition in arguments.conditions):
