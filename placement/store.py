@@ -7,13 +7,18 @@ Contract (tests/placement/test_store_contract.py holds every line for every stor
 - `put(version=ABSENT)` creates, `put(version=n)` replaces exactly version n, `put()` does either.
 - A `fence` is checked in the same transaction as the write: the entry at `fence.path` must still
   have `fence.version`, or nothing is written and `Fenced` is raised.
+- Writing an entry of another owner (ephemeral or not, of another session) makes it anew, from
+  version 0. Deleting what is not there says so and is no conflict.
 - An ephemeral entry is gone soon after its process is, however that ended.
+- Prefixes match strictly below, at `/` boundaries; `/a` and `/a/` mean the same.
 - `watch` first delivers every present entry below the prefix, then every change. Intermediate
   values may be skipped; the last one never is, also across a lost connection. Changes of one
-  watch come from one thread, one at a time, and must be consumed quickly.
+  watch come from one thread, one at a time, and must be consumed quickly; they may call the
+  store. `watch` returns after the first delivery: hold no lock that the callback needs.
 - `on_state` tells SUSPENDED (the store cannot be reached; who leads must stop deciding), LOST
   (the session is over: ephemeral entries are gone and must be written again) and CONNECTED.
-- What the store cannot do now is CoordinationLost; what a caller got wrong is a Conflict.
+- What the store cannot do now is CoordinationLost (a write may have happened all the same); what
+  a caller got wrong is a Conflict.
 """
 
 from __future__ import annotations
