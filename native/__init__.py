@@ -14,10 +14,10 @@ from stoker.native._core import (
     ReadRequest,
     Region,
     digest,
+    has_io_uring,
     header_bytes,
     parse_header,
     parse_metadata,
-    read_file,
 )
 
 __all__ = [
@@ -32,8 +32,8 @@ __all__ = [
     "ReadRequest",
     "Region",
     "digest",
+    "has_io_uring",
     "header_bytes",
     "parse_header",
     "parse_metadata",
-    "read_file",
 ]

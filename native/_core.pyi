@@ -55,18 +55,8 @@ def parse_header(
 def parse_metadata(buffer: Buffer, file_bytes: int) -> dict[str, str]:
     """The `__metadata__` of the header. Raises HeaderError."""
 
-def read_file(
-    path: str | bytes | PathLike[str],
-    region: Region,
-    file_offset: int,
-    byte_count: int,
-    threads: int = 4,
-    direct: bool = True,
-) -> None:
-    """Read bytes [file_offset, file_offset + byte_count) of a file to the region's front.
-
-    Raises OSError; EIO when the file ends early.
-    """
+def has_io_uring() -> bool:
+    """Whether the kernel lets this process use io_uring."""
 
 class Region:
     """Private writable memory, in huge pages where the kernel gives them."""
@@ -113,6 +103,9 @@ class Pool:
         """Whether huge pages really back the pool."""
     @property
     def prefaulted_bytes(self) -> int: ...
+    @property
+    def registered(self) -> bool:
+        """Whether its memory is pinned for io_uring, which spares the kernel work at each read."""
     def allocate(self, count: int) -> list[int]:
         """`count` chunks, lowest first. Raises MemoryError, and then takes none."""
     def release(self, chunks: Sequence[int]) -> None:
@@ -175,7 +168,7 @@ class ReadRequest:
     def ordinal(self) -> int: ...
 
 class Load:
-    """One checkpoint on its way into the pool; nothing unverified is ever published.
+    """One checkpoint on its way into memory; nothing unverified is ever published.
 
     Chunk i goes to pool chunk `chunks[i]`, has `sizes[i]` bytes, and must have `digests[i]`
     where that is not None.
@@ -189,12 +182,41 @@ class Load:
         digests: Sequence[bytes | None],
         progress: Progress,
     ) -> None: ...
-    def read(self, requests: Sequence[ReadRequest], threads: int = 4, direct: bool = True) -> None:
+    @staticmethod
+    def into_region(
+        region: Region,
+        sizes: Sequence[int],
+        digests: Sequence[bytes | None],
+        progress: Progress,
+        borrow: bool,
+    ) -> Load:
+        """A load whose chunk i lies at i * CHUNK_BYTES of the region.
+
+        With `borrow`, pages that the page cache holds take the place of the region's own, copied
+        when they are written to.
+        """
+    def read(
+        self,
+        requests: Sequence[ReadRequest],
+        threads: int = 4,
+        direct: bool = True,
+        deadline: float = ...,
+    ) -> None:
         """Read, verify and publish chunks, begun in this order, several at a time.
 
-        The first error stops what has not begun. Raises OSError, ChunkError or Cancelled, and
+        Of the loads into one pool, the one with the earliest `deadline` has the disk first. The
+        first error stops what has not begun. Raises OSError, ChunkError or Cancelled, and
         ValueError for a chunk that is committed or in use.
         """
+    @property
+    def ways(self) -> dict[str, int]:
+        """How many chunks were read by which way.
+
+        `direct_by_ring`, `direct`, `buffered` (direct reads were refused), `cached` (copied from
+        the page cache) or `borrowed` from it.
+        """
+    def finish(self) -> None:
+        """Return when every committed chunk is published."""
     def fill(self, ordinal: int) -> memoryview:
         """The memory to write chunk `ordinal` to; valid until `commit` or `abandon`."""
     def commit(self, ordinal: int) -> bytes:

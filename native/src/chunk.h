@@ -7,6 +7,9 @@ namespace stoker {
 
 inline constexpr std::size_t chunk_bytes = std::size_t{16} << 20;
 inline constexpr std::size_t request_bytes = std::size_t{4} << 20;
+// Chunks that one load asks the disk for at once: more than one, so that it never waits for us, and
+// few, as each costs memory bandwidth that another could use.
+inline constexpr unsigned device_turns = 2;
 inline constexpr std::size_t huge_page_bytes = std::size_t{2} << 20;
 inline constexpr std::size_t page_bytes = 4096;
 

@@ -81,12 +81,6 @@ void write_all(int fd, std::span<const std::byte> bytes, const std::string& path
 
 }  // namespace
 
-Descriptor::Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-
-Descriptor::~Descriptor() {
-  if (fd_ >= 0) ::close(fd_);
-}
-
 Descriptor make_memory_file(const char* name, std::size_t bytes) {
   Descriptor file(::memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (file.get() < 0) throw SystemError(errno, "cannot create a memory file");
@@ -121,34 +115,135 @@ bool SourceFile::is_cached(std::uint64_t offset, std::size_t count) const {
   return pages.cached * page_bytes >= count;
 }
 
-void SourceFile::read(std::span<std::byte> target, std::uint64_t offset, std::size_t count,
-                      const std::atomic<bool>& cancelled) const {
-  const bool cached = direct_ && is_cached(offset, count);
-  std::size_t done = 0;
-  while (done < count) {
-    if (cancelled.load(std::memory_order_relaxed)) throw Cancelled();
-    std::byte* const to = target.data() + done;
-    const std::uint64_t from = offset + done;
-    std::size_t ask = std::min(count - done, request_bytes);
-    const std::size_t ask_whole = round_up(ask, page_bytes);
-    const bool direct = direct_ && direct_works_ && !cached && is_aligned(to) &&
-                        from % page_bytes == 0 && ask_whole <= target.size() - done;
-    if (direct) ask = ask_whole;
-    const int fd = direct ? direct_->get() : buffered_.get();
-    const ssize_t got = ::pread(fd, to, ask, static_cast<off_t>(from));
-    if (got > 0) {
-      done += std::min(static_cast<std::size_t>(got), count - done);
-    } else if (got == 0) {
-      throw SystemError(EIO,
-                        "expected " + std::to_string(count) + " bytes at offset " +
-                            std::to_string(offset) + ", the file ends at " + std::to_string(from),
-                        path_);
-    } else if (direct && refuses_direct(errno)) {
-      direct_works_ = false;
-    } else if (errno != EINTR) {
-      throw SystemError(errno, "cannot read at offset " + std::to_string(from), path_);
+// `count` bytes of the file from `offset` go to the front of `target`.
+struct SourceFile::Range {
+  std::span<std::byte> target;
+  std::uint64_t offset;
+  std::size_t count;
+
+  std::size_t whole_pages() const { return round_up(count, page_bytes); }
+};
+
+Way SourceFile::read(std::span<std::byte> target, std::uint64_t offset, std::size_t count,
+                     const std::atomic<bool>& cancelled, Lanes* lanes) const {
+  const Range range{target, offset, count};
+  if (may_read_directly(range)) {
+    const Lanes::Lane lane = lanes == nullptr ? Lanes::Lane() : lanes->take();
+    if (lane.ring() != nullptr) {
+      if (cancelled.load(std::memory_order_relaxed)) throw Cancelled();
+      if (read_by_ring(*lane.ring(), range)) return Way::direct_by_ring;
+    } else if (read_directly(range, cancelled)) {
+      return Way::direct;
+    }
+    direct_works_ = false;
+  }
+  read_buffered(range, cancelled);
+  return Way::buffered;
+}
+
+Way SourceFile::read_cached(std::span<std::byte> target, std::uint64_t offset, std::size_t count,
+                            const std::atomic<bool>& cancelled) const {
+  read_buffered({target, offset, count}, cancelled);
+  return Way::cached;
+}
+
+bool SourceFile::may_read_directly(const Range& range) const {
+  return direct_ && direct_works_ && is_aligned(range.target.data()) &&
+         range.offset % page_bytes == 0 && range.whole_pages() <= range.target.size();
+}
+
+// False when the file system refuses direct reads after all. Nothing is under way at the end.
+bool SourceFile::read_by_ring(Ring& ring, const Range& range) const {
+  const std::size_t end = range.whole_pages();
+  const auto piece_end = [&](std::size_t at) {
+    return std::min(end, at / request_bytes * request_bytes + request_bytes);
+  };
+  unsigned under_way = 0;
+  const auto ask = [&](std::size_t at) {
+    ring.queue_read(direct_->get(), range.target.subspan(at, piece_end(at) - at), range.offset + at,
+                    at);
+    ++under_way;
+  };
+  std::size_t next = 0;
+  std::size_t ended_at = range.count;
+  int code = 0;
+  for (;;) {
+    for (; next < end && under_way < Ring::entries && code == 0; next = piece_end(next)) ask(next);
+    if (under_way == 0) break;
+    const Ring::Completion completion = ring.wait();
+    --under_way;
+    const auto at = static_cast<std::size_t>(completion.tag);
+    const auto got = static_cast<std::size_t>(std::max(completion.result, 0));
+    if (completion.result == 0) {
+      ended_at = std::min(ended_at, at);
+    } else if (completion.result < 0 && completion.result != -EINTR &&
+               completion.result != -EAGAIN) {
+      code = -completion.result;
+    } else if (at + got < std::min(piece_end(at), range.count) && code == 0) {
+      // What is not at a page boundary lies before the file's end: the rest is asked for buffered.
+      if (got % page_bytes == 0) {
+        ask(at + got);
+      } else {
+        ended_at = std::min(ended_at, at + got);
+      }
     }
   }
+  if (refuses_direct(code)) return false;
+  if (code != 0) fail(code, range.offset);
+  if (ended_at < range.count) fail_short(range, ended_at);
+  return true;
+}
+
+// False when the file system refuses direct reads after all.
+bool SourceFile::read_directly(const Range& range, const std::atomic<bool>& cancelled) const {
+  std::size_t done = 0;
+  while (done < range.count) {
+    if (cancelled.load(std::memory_order_relaxed)) throw Cancelled();
+    const ssize_t got =
+        ::pread(direct_->get(), range.target.data() + done, range.whole_pages() - done,
+                static_cast<off_t>(range.offset + done));
+    if (got > 0) {
+      done += static_cast<std::size_t>(got);
+      // A direct read must begin at a page boundary; the last pages are read once more.
+      if (done < range.count) done = done / page_bytes * page_bytes;
+    } else if (got == 0) {
+      fail_short(range, done);
+    } else if (refuses_direct(errno)) {
+      return false;
+    } else if (errno != EINTR) {
+      fail(errno, range.offset + done);
+    }
+  }
+  return true;
+}
+
+void SourceFile::read_buffered(const Range& range, const std::atomic<bool>& cancelled) const {
+  std::size_t done = 0;
+  while (done < range.count) {
+    if (cancelled.load(std::memory_order_relaxed)) throw Cancelled();
+    const ssize_t got = ::pread(buffered_.get(), range.target.data() + done,
+                                std::min(range.count - done, request_bytes),
+                                static_cast<off_t>(range.offset + done));
+    if (got > 0) {
+      done += static_cast<std::size_t>(got);
+    } else if (got == 0) {
+      fail_short(range, done);
+    } else if (errno != EINTR) {
+      fail(errno, range.offset + done);
+    }
+  }
+}
+
+void SourceFile::fail_short(const Range& range, std::size_t found) const {
+  throw SystemError(EIO,
+                    "expected " + std::to_string(range.count) + " bytes at offset " +
+                        std::to_string(range.offset) + ", the file ends at " +
+                        std::to_string(range.offset + found),
+                    path_);
+}
+
+void SourceFile::fail(int code, std::uint64_t offset) const {
+  throw SystemError(code, "cannot read at offset " + std::to_string(offset), path_);
 }
 
 void write_file(const std::string& path, std::span<const std::byte> source, std::size_t count) {

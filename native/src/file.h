@@ -8,38 +8,45 @@
 #include <span>
 #include <string>
 
+#include "file_descriptor.h"
+#include "lanes.h"
+
 namespace stoker {
-
-// An open descriptor, closed on destruction.
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  Descriptor(Descriptor&& other) noexcept;
-  Descriptor& operator=(Descriptor&&) = delete;
-  ~Descriptor();
-
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
 
 // A sealed memory file of fixed size that nobody can shrink under a reader.
 Descriptor make_memory_file(const char* name, std::size_t bytes);
+
+// How a range came from a file.
+enum class Way : std::uint8_t { direct_by_ring, direct, buffered, cached, borrowed };
 
 // A file to read ranges from, past the page cache where that is the cheaper way.
 class SourceFile {
  public:
   SourceFile(std::string path, bool direct);
 
+  int fd() const { return buffered_.get(); }
+
+  // Whether the page cache holds all of the range.
+  bool is_cached(std::uint64_t offset, std::size_t count) const;
+
   // Reads exactly `count` bytes to the front of `target`. What lies in `target` behind them may
   // be overwritten up to the next page boundary. `cancelled` is looked at between requests.
   // Several threads may read at once.
-  void read(std::span<std::byte> target, std::uint64_t offset, std::size_t count,
-            const std::atomic<bool>& cancelled) const;
+  Way read(std::span<std::byte> target, std::uint64_t offset, std::size_t count,
+           const std::atomic<bool>& cancelled, Lanes* lanes = nullptr) const;
+  // The same from the page cache, where `is_cached` found it.
+  Way read_cached(std::span<std::byte> target, std::uint64_t offset, std::size_t count,
+                  const std::atomic<bool>& cancelled) const;
 
  private:
-  bool is_cached(std::uint64_t offset, std::size_t count) const;
+  struct Range;
+
+  bool may_read_directly(const Range& range) const;
+  bool read_by_ring(Ring& ring, const Range& range) const;
+  bool read_directly(const Range& range, const std::atomic<bool>& cancelled) const;
+  void read_buffered(const Range& range, const std::atomic<bool>& cancelled) const;
+  [[noreturn]] void fail_short(const Range& range, std::size_t found) const;
+  [[noreturn]] void fail(int code, std::uint64_t offset) const;
 
   std::string path_;
   Descriptor buffered_;

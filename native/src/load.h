@@ -1,6 +1,7 @@
-// One checkpoint on its way into the pool: each chunk is filled, verified, and published.
+// One checkpoint on its way: each chunk is brought, verified, and delivered to the load's target.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -11,8 +12,9 @@
 #include <vector>
 
 #include "digest.h"
-#include "pool.h"
-#include "progress.h"
+#include "file.h"
+#include "target.h"
+#include "turns.h"
 
 namespace stoker {
 
@@ -25,47 +27,59 @@ struct ReadRequest {
 
 class Load {
  public:
-  // Chunk i of the load goes to pool chunk `chunks[i]`, has `sizes[i]` bytes, and must have
-  // `digests[i]` where one is given.
-  Load(std::shared_ptr<Pool> pool, std::vector<std::size_t> chunks, std::vector<std::size_t> sizes,
-       std::vector<std::optional<Digest>> digests, std::shared_ptr<Progress> progress);
+  // Chunk i has `sizes[i]` bytes, and must have `digests[i]` where one is given. With `learn`,
+  // the others' digests are computed too when they are read.
+  Load(std::shared_ptr<Target> target, const std::vector<std::size_t>& sizes,
+       const std::vector<std::optional<Digest>>& digests, bool learn);
 
-  // Reads, verifies and publishes every request, in this order but several at a time.
-  void read(const std::vector<ReadRequest>& requests, unsigned threads, bool direct);
+  // Brings, verifies and delivers every request, in this order but several at a time. On the
+  // disk, an earlier deadline goes before a later one of another load.
+  void read(const std::vector<ReadRequest>& requests, unsigned threads, bool direct,
+            double deadline);
 
-  // The memory to fill chunk `ordinal` in, until `commit` verifies and publishes it. A refused
+  // The memory to fill chunk `ordinal` in, until `commit` verifies and delivers it. A refused
   // chunk, or one given up by `abandon`, may be filled or read again.
   std::span<std::byte> fill(std::size_t ordinal);
   Digest commit(std::size_t ordinal);
   void abandon(std::size_t ordinal);
 
+  // Returns when every committed chunk is where it goes.
+  void finish() { target_->finish(); }
+
   // Writes a committed chunk to `path`, whole or not at all.
   void write(std::size_t ordinal, const std::string& path) const;
-  // The digest of a committed chunk.
+  // The digest of a committed chunk, where it was computed.
   std::optional<Digest> digest_of(std::size_t ordinal) const;
 
-  const std::shared_ptr<Pool>& pool() const { return pool_; }
-  void cancel() { cancelled_ = true; }
+  const std::shared_ptr<Target>& target() const { return target_; }
+  void cancel();
+
+  // How many chunks came by which way.
+  std::size_t count_of(Way way) const { return ways_[static_cast<std::size_t>(way)]; }
 
  private:
   enum class Stage : std::uint8_t { empty, filling, busy, committed };
   struct Chunk {
-    std::size_t pool_chunk = 0;
     std::size_t size = 0;
     std::optional<Digest> expected;
-    Digest found{};
+    std::optional<Digest> found;
+    std::span<std::byte> memory;  // while it is being filled
     std::atomic<Stage> stage{Stage::empty};
   };
+  class Files;
 
   Chunk& chunk(std::size_t ordinal);
   const Chunk& chunk(std::size_t ordinal) const;
   void claim(Chunk& chunk, std::size_t ordinal, Stage from, Stage to);
-  void read_one(const ReadRequest& request, bool direct);
-  void verify_and_publish(Chunk& chunk, const ReadRequest& origin);
+  void read_one(const ReadRequest& request, const SourceFile& source, double deadline);
+  Way bring(const ReadRequest& request, const SourceFile& source, double deadline);
+  void verify_and_deliver(Chunk& chunk, const ReadRequest& origin, bool learn);
 
-  std::shared_ptr<Pool> pool_;
-  std::shared_ptr<Progress> progress_;
+  std::shared_ptr<Target> target_;
+  bool learn_;
   std::vector<Chunk> chunks_;
+  Turns own_turns_;
+  std::array<std::atomic<std::size_t>, 5> ways_{};
   std::atomic<bool> cancelled_{false};
 };
 

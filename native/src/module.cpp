@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstring>
 #include <exception>
+#include <limits>
 
 #include "chunk.h"
 #include "digest.h"
@@ -16,6 +17,7 @@
 #include "header.h"
 #include "load.h"
 #include "mapping.h"
+#include "memory_target.h"
 #include "module_errors.h"
 #include "module_text.h"
 #include "pool.h"
@@ -89,15 +91,15 @@ PyType_Slot* buffer_slots() {
   return slots;
 }
 
-// A piece of a pool that keeps the pool alive.
+// A piece of memory that keeps its owner alive.
 struct Piece {
-  std::shared_ptr<Pool> pool;
+  std::shared_ptr<const void> owner;
   std::span<std::byte> memory;
   std::span<std::byte> bytes() const { return memory; }
 };
 
-nb::object memory_view(std::shared_ptr<Pool> pool, std::span<std::byte> memory) {
-  const nb::object piece = nb::cast(Piece{std::move(pool), memory});
+nb::object memory_view(std::shared_ptr<const void> owner, std::span<std::byte> memory) {
+  const nb::object piece = nb::cast(Piece{std::move(owner), memory});
   PyObject* view = PyMemoryView_FromObject(piece.ptr());
   if (view == nullptr) throw nb::python_error();
   return nb::steal(view);
@@ -147,13 +149,6 @@ std::uint64_t header_bytes(nb::handle buffer, std::uint64_t file_bytes) {
   return stoker::header_bytes(bytes.span(), file_bytes);
 }
 
-void read_file(nb::handle path, Region& region, std::uint64_t file_offset, std::size_t byte_count,
-               unsigned threads, bool direct) {
-  const std::string name = path_of(path);
-  const nb::gil_scoped_release released;
-  region.read_file(name, file_offset, byte_count, threads, direct);
-}
-
 // Python handles signals between the waits, so that Ctrl-C ends one. Each wait is short: a signal
 // that arrives just before it begins would not interrupt it, and nothing else would tell.
 constexpr double kWaitSliceSeconds = 0.25;
@@ -200,15 +195,41 @@ const char* state_name(const Progress& progress) {
   return "failed";
 }
 
-std::shared_ptr<Load> make_load(std::shared_ptr<Pool> pool, std::vector<std::size_t> chunks,
-                                std::vector<std::size_t> sizes,
-                                const std::vector<std::optional<nb::bytes>>& digests,
-                                std::shared_ptr<Progress> progress) {
+std::vector<std::optional<stoker::Digest>> expected_of(
+    const std::vector<std::optional<nb::bytes>>& digests) {
   std::vector<std::optional<stoker::Digest>> expected;
   for (const std::optional<nb::bytes>& digest : digests)
     expected.push_back(digest ? std::optional(digest_of(*digest)) : std::nullopt);
-  return std::make_shared<Load>(std::move(pool), std::move(chunks), std::move(sizes),
-                                std::move(expected), std::move(progress));
+  return expected;
+}
+
+std::shared_ptr<Load> load_into_pool(std::shared_ptr<Pool> pool, std::vector<std::size_t> chunks,
+                                     const std::vector<std::size_t>& sizes,
+                                     const std::vector<std::optional<nb::bytes>>& digests,
+                                     std::shared_ptr<Progress> progress) {
+  auto target =
+      std::make_shared<stoker::PoolTarget>(std::move(pool), std::move(chunks), std::move(progress));
+  return std::make_shared<Load>(std::move(target), sizes, expected_of(digests), true);
+}
+
+std::shared_ptr<Load> load_into_region(std::shared_ptr<Region> region,
+                                       const std::vector<std::size_t>& sizes,
+                                       const std::vector<std::optional<nb::bytes>>& digests,
+                                       std::shared_ptr<Progress> progress, bool borrow) {
+  auto target =
+      std::make_shared<stoker::RegionTarget>(std::move(region), std::move(progress), borrow);
+  return std::make_shared<Load>(std::move(target), sizes, expected_of(digests), false);
+}
+
+nb::dict ways_of(const Load& load) {
+  using stoker::Way;
+  nb::dict ways;
+  ways["direct_by_ring"] = load.count_of(Way::direct_by_ring);
+  ways["direct"] = load.count_of(Way::direct);
+  ways["buffered"] = load.count_of(Way::buffered);
+  ways["cached"] = load.count_of(Way::cached);
+  ways["borrowed"] = load.count_of(Way::borrowed);
+  return ways;
 }
 
 void bind_memory(nb::module_& module) {
@@ -232,6 +253,7 @@ void bind_memory(nb::module_& module) {
       .def_prop_ro("free_count", &Pool::free_count)
       .def_prop_ro("huge_pages", &Pool::has_huge_pages)
       .def_prop_ro("prefaulted_bytes", &Pool::prefaulted_bytes)
+      .def_prop_ro("registered", [](Pool& pool) { return pool.lanes().has_registered(); })
       .def("allocate", &Pool::allocate, "count"_a)
       .def("release", &Pool::release, "chunks"_a)
       .def("prefault", &Pool::prefault, "threads"_a = 1, Released())
@@ -281,13 +303,20 @@ void bind_load(nb::module_& module) {
       .def_ro("file_offset", &ReadRequest::file_offset)
       .def_ro("ordinal", &ReadRequest::ordinal);
   nb::class_<Load>(module, "Load")
-      .def(nb::new_(&make_load), "pool"_a, "chunks"_a, "sizes"_a, "digests"_a, "progress"_a)
-      .def("read", &Load::read, "requests"_a, "threads"_a = 4, "direct"_a = true, Released())
+      .def(nb::new_(&load_into_pool), "pool"_a, "chunks"_a, "sizes"_a, "digests"_a, "progress"_a)
+      .def_static("into_region", &load_into_region, "region"_a, "sizes"_a, "digests"_a,
+                  "progress"_a, "borrow"_a)
+      .def("read", &Load::read, "requests"_a, "threads"_a = 4, "direct"_a = true,
+           "deadline"_a = std::numeric_limits<double>::infinity(), Released())
       .def(
           "fill",
           [](Load& load, std::size_t ordinal) {
-            const std::span<std::byte> memory = load.fill(ordinal);
-            return memory_view(load.pool(), memory);
+            std::span<std::byte> memory;
+            {
+              const nb::gil_scoped_release released;
+              memory = load.fill(ordinal);
+            }
+            return memory_view(load.target(), memory);
           },
           "ordinal"_a)
       .def(
@@ -317,6 +346,8 @@ void bind_load(nb::module_& module) {
             return digest ? std::optional(bytes_of(*digest)) : std::nullopt;
           },
           "ordinal"_a)
+      .def("finish", &Load::finish, Released())
+      .def_prop_ro("ways", &ways_of)
       .def("cancel", &Load::cancel);
 }
 
@@ -331,10 +362,9 @@ NB_MODULE(_core, module) {
   module.def("digest", &digest_buffer, "buffer"_a);
   module.def("header_bytes", &header_bytes, "buffer"_a, "file_bytes"_a);
   module.def("parse_header", &parse_header, "buffer"_a, "file_bytes"_a);
+  module.def("has_io_uring", [] { return stoker::Ring::make() != nullptr; });
   module.def("parse_metadata", &parse_metadata, "buffer"_a, "file_bytes"_a);
   bind_memory(module);
   bind_progress(module);
   bind_load(module);
-  module.def("read_file", &read_file, "path"_a, "region"_a, "file_offset"_a, "byte_count"_a,
-             "threads"_a = 4, "direct"_a = true);
 }

@@ -51,6 +51,8 @@ Pool::Pool(std::size_t capacity_bytes)
       reader_(open_reader(file_.get())),
       memory_(Memory::shared(file_.get(), chunk_count_ * chunk_bytes, true)),
       huge_pages_(false),
+      lanes_(memory_.bytes(), device_turns),
+      turns_(device_turns),
       allocated_(chunk_count_, false),
       free_count_(chunk_count_),
       owner_process_(::getpid()) {
@@ -128,7 +130,8 @@ void Pool::prefault_chunks() {
         // Out of memory here is not a fault of a load; `prefaulted_bytes` stays behind and says so.
         return;
       }
-      prefaulted_bytes_ += huge_page_bytes;
+      const std::size_t done = prefaulted_bytes_ += huge_page_bytes;
+      if (done == memory_.size()) lanes_.memory_is_there();
     }
   }
 }

@@ -9,7 +9,9 @@
 #include <vector>
 
 #include "file.h"
+#include "lanes.h"
 #include "memory.h"
+#include "turns.h"
 
 namespace stoker {
 
@@ -35,6 +37,10 @@ class Pool {
 
   std::span<std::byte> chunk(std::size_t index) const;
 
+  // What all loads into the pool share: the rings, and whose turn it is to use the disk.
+  Lanes& lanes() { return lanes_; }
+  Turns& turns() { return turns_; }
+
   // Faults every chunk in from the front, in threads that run only when nothing else would.
   void prefault(unsigned threads);
   std::size_t prefaulted_bytes() const { return prefaulted_bytes_; }
@@ -47,6 +53,8 @@ class Pool {
   Descriptor reader_;
   Memory memory_;
   bool huge_pages_;
+  Lanes lanes_;
+  Turns turns_;
 
   mutable std::mutex mutex_;
   std::vector<bool> allocated_;

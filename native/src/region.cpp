@@ -1,32 +1,42 @@
 #include "region.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
-#include <atomic>
-#include <limits>
 #include <stdexcept>
+#include <string>
 
 #include "chunk.h"
-#include "file.h"
-#include "workers.h"
+#include "error.h"
 
 namespace stoker {
 
 Region::Region(std::size_t byte_count, bool huge_pages)
     : memory_(Memory::anonymous(byte_count, huge_pages)), byte_count_(byte_count) {}
 
-void Region::read_file(const std::string& path, std::uint64_t file_offset, std::size_t byte_count,
-                       unsigned threads, bool direct) {
-  if (byte_count > byte_count_)
-    throw std::invalid_argument("expected at most the region's " + std::to_string(byte_count_) +
-                                " bytes to read, found " + std::to_string(byte_count));
-  // Opened once: were the file replaced meanwhile, the parts would be of two files.
-  const SourceFile source(path, direct);
-  const std::atomic<bool> cancelled{false};
-  run_parallel(chunks_for(byte_count), threads, [&](std::size_t unit) {
-    const std::size_t begin = unit * chunk_bytes;
-    source.read(memory_.bytes().subspan(begin), file_offset + begin,
-                std::min(chunk_bytes, byte_count - begin), cancelled);
-  });
+std::span<std::byte> Region::chunk(std::size_t ordinal) const {
+  const std::span<std::byte> all = memory_.bytes();
+  if (ordinal >= chunks_for(all.size()))
+    throw std::invalid_argument("expected a chunk below " + std::to_string(chunks_for(all.size())) +
+                                ", found " + std::to_string(ordinal));
+  const std::size_t begin = ordinal * chunk_bytes;
+  return all.subspan(begin, std::min(chunk_bytes, all.size() - begin));
+}
+
+bool Region::borrow(std::size_t offset, int fd, std::uint64_t file_offset, std::size_t byte_count) {
+  const std::size_t length = round_up(byte_count, page_bytes);
+  if (offset % page_bytes != 0 || file_offset % page_bytes != 0 || offset > memory_.size() ||
+      length > memory_.size() - offset)
+    return false;
+  void* mapped = ::mmap(memory_.data() + offset, length, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_FIXED, fd, static_cast<off_t>(file_offset));
+  if (mapped == MAP_FAILED) return false;
+  try {
+    populate({memory_.data() + offset, length}, false);
+  } catch (const SystemError&) {
+    return false;  // the file has shrunk meanwhile; a read will say so
+  }
+  return true;
 }
 
 }  // namespace stoker

@@ -1,10 +1,9 @@
-// Private memory that one file is read into.
+// Private memory of this process to load into, as `load_file` does.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <string>
 
 #include "memory.h"
 
@@ -12,14 +11,15 @@ namespace stoker {
 
 class Region {
  public:
-  Region(std::size_t byte_count, bool huge_pages);
+  explicit Region(std::size_t byte_count, bool huge_pages = true);
 
   std::span<std::byte> bytes() const { return memory_.bytes().first(byte_count_); }
+  // The memory from `ordinal` chunks on: one chunk, or what is left in whole pages.
+  std::span<std::byte> chunk(std::size_t ordinal) const;
   bool has_huge_pages() const { return stoker::has_huge_pages(memory_.data()); }
 
-  // Reads bytes [file_offset, file_offset + byte_count) of the file to the region's front.
-  void read_file(const std::string& path, std::uint64_t file_offset, std::size_t byte_count,
-                 unsigned threads, bool direct);
+  // Has the file's own pages, copied on write, stand at `offset`; false where that cannot be.
+  bool borrow(std::size_t offset, int fd, std::uint64_t file_offset, std::size_t byte_count);
 
  private:
   Memory memory_;

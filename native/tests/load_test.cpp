@@ -8,6 +8,7 @@
 
 #include <cstdlib>
 #include <fstream>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -15,11 +16,13 @@
 #include "check.h"
 #include "chunk.h"
 #include "error.h"
-#include "region.h"
+#include "memory_target.h"
 
 using stoker::chunk_bytes;
 
 namespace {
+
+constexpr double no_deadline = std::numeric_limits<double>::infinity();
 
 class Folder {
  public:
@@ -69,7 +72,10 @@ struct Case {
   Case() { put(path, bytes); }
 
   stoker::Load load() {
-    return {pool, {2, 0}, {chunk_bytes, total - chunk_bytes}, digests, progress};
+    return {std::make_shared<stoker::PoolTarget>(pool, std::vector<std::size_t>{2, 0}, progress),
+            {chunk_bytes, total - chunk_bytes},
+            digests,
+            true};
   }
   std::vector<stoker::ReadRequest> requests() const {
     return {{path, 0, 0}, {path, chunk_bytes, 1}};
@@ -87,7 +93,7 @@ TEST(a_read_verifies_and_publishes_every_chunk) {
     for (const unsigned threads : {1U, 4U}) {
       Case test;
       auto load = test.load();
-      load.read(test.requests(), threads, direct);
+      load.read(test.requests(), threads, direct, no_deadline);
       CHECK(test.is_whole());
       CHECK(test.progress->watermark_bytes() == Case::total);
       CHECK(load.digest_of(1) == test.digests[1]);
@@ -101,15 +107,17 @@ TEST(a_cold_read_past_the_page_cache_gives_the_same_bytes) {
   ::posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
   ::close(fd);
   auto load = test.load();
-  load.read(test.requests(), 4, true);
+  load.read(test.requests(), 4, true, no_deadline);
   CHECK(test.is_whole());
 }
 
 TEST(an_odd_offset_is_read_through_the_page_cache) {
   Case test;
-  auto load = stoker::Load(test.pool, {0}, {1000}, {std::nullopt},
-                           std::make_shared<stoker::Progress>(1, 1000));
-  load.read({{test.path, 33, 0}}, 1, true);
+  stoker::Load load(
+      std::make_shared<stoker::PoolTarget>(test.pool, std::vector<std::size_t>{0},
+                                           std::make_shared<stoker::Progress>(1, 1000)),
+      {1000}, {std::nullopt}, true);
+  load.read({{test.path, 33, 0}}, 1, true, no_deadline);
   CHECK(
       std::equal(test.bytes.begin() + 33, test.bytes.begin() + 1033, test.pool->chunk(0).begin()));
 }
@@ -117,10 +125,10 @@ TEST(an_odd_offset_is_read_through_the_page_cache) {
 TEST(the_watermark_waits_for_the_gap) {
   Case test;
   auto load = test.load();
-  load.read({test.requests()[1]}, 1, true);
+  load.read({test.requests()[1]}, 1, true, no_deadline);
   CHECK(test.progress->watermark_bytes() == 0 && test.progress->is_ready(1));
   THROWN(std::invalid_argument(""), test.progress->complete());
-  load.read({test.requests()[0]}, 1, true);
+  load.read({test.requests()[0]}, 1, true, no_deadline);
   CHECK(test.progress->watermark_bytes() == Case::total);
   test.progress->complete();
   test.progress->fail("too late");
@@ -133,13 +141,13 @@ TEST(a_corrupt_chunk_is_refused_with_both_digests_and_may_be_read_again) {
   wrong[chunk_bytes + 5] ^= std::byte{1};
   put(test.path, wrong);
   auto load = test.load();
-  const auto error =
-      THROWN(stoker::ChunkError(0, "", 0, "", ""), load.read(test.requests(), 1, true));
+  const auto error = THROWN(stoker::ChunkError(0, "", 0, "", ""),
+                            load.read(test.requests(), 1, true, no_deadline));
   CHECK(error.ordinal == 1 && error.offset == chunk_bytes && error.path == test.path);
   CHECK(error.expected == stoker::hex(*test.digests[1]) && error.found != error.expected);
   CHECK(test.progress->watermark_bytes() == chunk_bytes && !load.digest_of(1));
   put(test.path, test.bytes);
-  load.read({test.requests()[1]}, 1, true);
+  load.read({test.requests()[1]}, 1, true, no_deadline);
   CHECK(test.is_whole());
 }
 
@@ -149,7 +157,7 @@ TEST(a_short_file_is_an_error_that_names_it) {
   for (const bool direct : {true, false}) {
     auto load = test.load();
     const auto error =
-        THROWN(stoker::SystemError(0, ""), load.read({test.requests()[1]}, 1, direct));
+        THROWN(stoker::SystemError(0, ""), load.read({test.requests()[1]}, 1, direct, no_deadline));
     CHECK(error.code == EIO && error.path == test.path);
     CHECK(std::string(error.what()).find("ends at 16782216") != std::string::npos);
   }
@@ -158,8 +166,8 @@ TEST(a_short_file_is_an_error_that_names_it) {
 TEST(a_missing_file_is_an_error_that_names_it) {
   Case test;
   auto load = test.load();
-  const auto error =
-      THROWN(stoker::SystemError(0, ""), load.read({{test.folder / "none", 0, 0}}, 4, true));
+  const auto error = THROWN(stoker::SystemError(0, ""),
+                            load.read({{test.folder / "none", 0, 0}}, 4, true, no_deadline));
   CHECK(error.code == ENOENT && error.path == test.folder / "none");
 }
 
@@ -172,7 +180,7 @@ TEST(a_filled_chunk_is_published_by_its_commit) {
   THROWN(std::invalid_argument(""), load.commit(1));
   const std::span<std::byte> again = load.fill(1);
   std::copy(test.bytes.begin() + chunk_bytes, test.bytes.end(), again.begin());
-  THROWN(std::invalid_argument(""), load.read({test.requests()[1]}, 1, true));
+  THROWN(std::invalid_argument(""), load.read({test.requests()[1]}, 1, true, no_deadline));
   CHECK(load.commit(1) == *test.digests[1]);
   CHECK(test.progress->is_ready(1));
   THROWN(std::invalid_argument(""), load.fill(1));
@@ -183,7 +191,7 @@ TEST(an_abandoned_chunk_may_be_read) {
   auto load = test.load();
   load.fill(1);
   load.abandon(1);
-  load.read(test.requests(), 2, true);
+  load.read(test.requests(), 2, true, no_deadline);
   CHECK(test.is_whole());
 }
 
@@ -191,7 +199,7 @@ TEST(a_chunk_is_written_whole_and_only_when_committed) {
   Case test;
   auto load = test.load();
   THROWN(std::invalid_argument(""), load.write(1, test.folder / "copy"));
-  load.read(test.requests(), 2, true);
+  load.read(test.requests(), 2, true, no_deadline);
   load.write(1, test.folder / "copy");
   std::ifstream file(test.folder / "copy", std::ios::binary);
   const std::string copy((std::istreambuf_iterator<char>(file)), {});
@@ -207,7 +215,7 @@ TEST(a_cancelled_load_stays_cancelled) {
   Case test;
   auto load = test.load();
   load.cancel();
-  THROWN(stoker::Cancelled(), load.read(test.requests(), 2, true));
+  THROWN(stoker::Cancelled(), load.read(test.requests(), 2, true, no_deadline));
   THROWN(stoker::Cancelled(), load.fill(0));
   CHECK(test.progress->watermark_bytes() == 0);
 }
@@ -249,15 +257,108 @@ TEST(a_wrong_descriptor_is_no_progress_page) {
   CHECK(THROWN(stoker::SystemError(0, ""), stoker::Progress::open(-1)).code == EBADF);
 }
 
+namespace {
+
+void drop_from_page_cache(const std::string& path) {
+  const stoker::Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  ::fsync(file.get());
+  ::posix_fadvise(file.get(), 0, 0, POSIX_FADV_DONTNEED);
+}
+
+// A load of the case's file into a region.
+struct RegionCase : Case {
+  std::shared_ptr<stoker::Region> region = std::make_shared<stoker::Region>(total);
+
+  std::unique_ptr<stoker::Load> load(bool borrow) {
+    return std::make_unique<stoker::Load>(
+        std::make_shared<stoker::RegionTarget>(region, progress, borrow),
+        std::vector<std::size_t>{chunk_bytes, total - chunk_bytes}, digests, false);
+  }
+  bool is_whole() const { return std::equal(bytes.begin(), bytes.end(), region->bytes().begin()); }
+};
+
+}  // namespace
+
 TEST(a_region_holds_the_bytes_of_a_file) {
-  Case test;
-  stoker::Region region(Case::total, true);
-  region.read_file(test.path, 0, Case::total, 4, true);
-  CHECK(std::equal(test.bytes.begin(), test.bytes.end(), region.bytes().begin()));
-  region.read_file(test.path, 7, 100, 4, true);
-  CHECK(std::equal(test.bytes.begin() + 7, test.bytes.begin() + 107, region.bytes().begin()));
-  THROWN(std::invalid_argument(""), region.read_file(test.path, 0, Case::total + 1, 4, true));
-  CHECK(THROWN(stoker::SystemError(0, ""), region.read_file(test.path, 1, Case::total, 4, true))
-            .code == EIO);
+  for (const bool borrow : {true, false})
+    for (const bool cold : {true, false}) {
+      RegionCase test;
+      if (cold) drop_from_page_cache(test.path);
+      auto load = test.load(borrow);
+      load->read(test.requests(), 4, true, no_deadline);
+      CHECK(test.is_whole());
+      if (cold) continue;
+      CHECK(load->count_of(borrow ? stoker::Way::borrowed : stoker::Way::cached) == 2);
+    }
   CHECK(THROWN(stoker::SystemError(0, ""), stoker::Region(~std::size_t{0}, true)).code == ENOMEM);
+}
+
+TEST(what_is_written_to_borrowed_pages_stays_in_this_process) {
+  RegionCase test;
+  test.load(true)->read(test.requests(), 2, true, no_deadline);
+  test.region->bytes()[5] ^= std::byte{0xFF};
+  test.region->bytes()[Case::total - 1] ^= std::byte{0xFF};
+  std::ifstream file(test.path, std::ios::binary);
+  std::vector<char> found(Case::total);
+  file.read(found.data(), static_cast<std::streamsize>(found.size()));
+  CHECK(std::equal(test.bytes.begin(), test.bytes.end(),
+                   reinterpret_cast<const std::byte*>(found.data())));
+}
+
+TEST(damage_in_borrowed_pages_is_refused) {
+  RegionCase test;
+  test.bytes[chunk_bytes + 3] ^= std::byte{1};
+  put(test.path, test.bytes);
+  const auto error = THROWN(stoker::ChunkError(0, "", 0, "", ""),
+                            test.load(true)->read(test.requests(), 1, true, no_deadline));
+  CHECK(error.ordinal == 1);
+  CHECK(!test.progress->is_ready(1));
+}
+
+TEST(direct_reads_use_rings_of_the_pool_where_the_kernel_has_them) {
+  const bool has_rings = stoker::Ring::make() != nullptr;
+  Case test;
+  test.pool->prefault(2);
+  while (test.pool->prefaulted_bytes() < 3 * chunk_bytes) std::this_thread::yield();
+  drop_from_page_cache(test.path);
+  auto load = test.load();
+  load.read(test.requests(), 4, true, no_deadline);
+  CHECK(test.is_whole());
+  const std::size_t by_ring = load.count_of(stoker::Way::direct_by_ring);
+  const std::size_t otherwise =
+      load.count_of(stoker::Way::buffered) + load.count_of(stoker::Way::cached);
+  CHECK(by_ring == (has_rings ? 2 - otherwise : 0));
+}
+
+TEST(a_file_that_ends_early_is_an_error_by_every_way) {
+  for (const bool direct : {true, false})
+    for (const std::size_t end :
+         {Case::total - 1, chunk_bytes + 4096, chunk_bytes, chunk_bytes - 1}) {
+      Case test;
+      put(test.path, std::span(test.bytes).first(end));
+      drop_from_page_cache(test.path);
+      auto load = test.load();
+      const auto error =
+          THROWN(stoker::SystemError(0, ""), load.read(test.requests(), 1, direct, no_deadline));
+      CHECK(error.code == EIO);
+      CHECK(error.path == test.path);
+    }
+}
+
+TEST(the_earliest_deadline_has_its_turn_first) {
+  stoker::Turns turns(1);
+  std::vector<int> order;
+  std::vector<std::thread> threads;
+  {
+    const stoker::Turns::Turn held(turns, 0);
+    for (const int deadline : {3, 1, 2}) {
+      threads.emplace_back([&turns, &order, deadline] {
+        const stoker::Turns::Turn turn(turns, deadline);
+        order.push_back(deadline);
+      });
+      while (turns.waiting_count() < threads.size()) std::this_thread::yield();
+    }
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK((order == std::vector<int>{1, 2, 3}));
 }

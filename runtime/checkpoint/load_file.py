@@ -9,7 +9,16 @@ from contextlib import contextmanager
 
 import torch
 
-from stoker.native import HeaderError, Region, header_bytes, parse_header, read_file
+from stoker.native import (
+    CHUNK_BYTES,
+    HeaderError,
+    Load,
+    Progress,
+    ReadRequest,
+    Region,
+    header_bytes,
+    parse_header,
+)
 from stoker.placement.errors import (
     CheckpointChanged,
     CheckpointError,
@@ -48,20 +57,26 @@ DTYPES = {
 
 
 def load_file(
-    path: str | os.PathLike[str], device: str | int | torch.device = "cpu"
+    path: str | os.PathLike[str],
+    device: str | int | torch.device = "cpu",
+    *,
+    borrow: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Load every tensor of a safetensors file, as `safetensors.torch.load_file` does.
 
-    The tensors are writable and belong to the caller; on the CPU those of one file share one
-    block of memory, which is freed with the last of them. Raises CheckpointError (a file that is
-    missing, forbidden, changing or malformed), SourceUnavailable or StorageFull.
+    The tensors are writable and what is written stays in this process; on the CPU those of one
+    file share one block of memory, which is freed with the last of them. With `borrow`, what the
+    page cache holds is not copied, so the file must not be changed in place while the tensors
+    live (to rename a new one over it is safe); without, the caller owns a copy. Raises
+    CheckpointError (a file that is missing, forbidden, changing or malformed), SourceUnavailable
+    or StorageFull.
     """
     name = os.fspath(path)
     with told_about(name):
         header, file_bytes = _read_header(name)
         entries = parse_header(header, file_bytes)
         region = Region(file_bytes)
-        read_file(name, region, 0, file_bytes, READ_THREADS)
+        _read(name, region, borrow)
     if memoryview(region)[: len(header)] != header:
         raise CheckpointChanged(
             f"Expected {name} to stay as it was while it was read; its header changed.",
@@ -74,6 +89,14 @@ def load_file(
         )
         for tensor_name, dtype, shape, begin, end in entries
     }
+
+
+def _read(name: str, region: Region, borrow: bool) -> None:
+    offsets = range(0, len(region), CHUNK_BYTES)
+    sizes = [min(CHUNK_BYTES, len(region) - offset) for offset in offsets]
+    progress = Progress(len(sizes), len(region))
+    load = Load.into_region(region, sizes, [None] * len(sizes), progress, borrow)
+    load.read([ReadRequest(name, at, n) for n, at in enumerate(offsets)], READ_THREADS)
 
 
 def _read_header(name: str) -> tuple[bytes, int]:

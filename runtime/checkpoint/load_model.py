@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 import transformers
 from transformers.modeling_utils import PreTrainedModel
 
-from stoker.native import Region, digest, read_file
+from stoker.native import ChunkError, Load, Progress, ReadRequest, Region
 from stoker.placement.errors import BadRequest, ChunkCorrupt, StartFailed
 from stoker.runtime.checkpoint.load_file import READ_THREADS, told_about
 from stoker.runtime.checkpoint.manifest import ChunkEntry, Manifest, engine_tensors
@@ -86,55 +85,63 @@ def _has_causal_head(files_dir: Path) -> bool:
 
 
 def _tensors(source: Source, manifest: Manifest) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for number, region in enumerate(_regions(source, manifest)):
-        memory = torch.frombuffer(region, dtype=torch.uint8)
-        places = [
-            tensor_place(t.name, t.dtype, t.shape, t.begin, t.end - t.begin)
-            for t in engine_tensors(manifest)
-            if t.file == number
-        ]
-        tensors |= tensor_views(memory, places)
-    return tensors
+    memory = torch.frombuffer(_read(source, manifest), dtype=torch.uint8)
+    bases = manifest.file_bases
+    places = [
+        tensor_place(t.name, t.dtype, t.shape, bases[t.file] + t.begin, t.end - t.begin)
+        for t in engine_tensors(manifest)
+    ]
+    return tensor_views(memory, places)
 
 
-def _regions(source: Source, manifest: Manifest) -> Iterator[Region]:
-    """The bytes of each weight file, verified where the manifest has digests."""
-    with ThreadPoolExecutor(REMOTE_THREADS, "stoker-load") as threads:
-        for number, weight in enumerate(manifest.weights):
-            region = Region(weight.bytes)
-            memory = memoryview(region)
-            chunks = [chunk for chunk in manifest.chunks if chunk.file == number]
-            if source.local_dir is not None:
-                path = str(source.local_dir / weight.name)
-                with told_about(path):
-                    read_file(path, region, 0, weight.bytes, READ_THREADS)
-                # Reading a little once more with the version tells if it changed meanwhile.
-                source.read(weight.name, 0, memory[:8], weight.version)
-
-            def arrive(chunk: ChunkEntry, memory: memoryview = memory) -> None:
-                part = memory[chunk.file_offset : chunk.file_offset + chunk.bytes]
-                weight = manifest.weights[chunk.file]
-                if source.local_dir is None:
-                    source.read(weight.name, chunk.file_offset, part, weight.version)
-                _verify(source.uri, weight.name, chunk, part)
-
-            for _ in threads.map(arrive, chunks):
-                pass
-            yield region
-
-
-def _verify(uri: str, name: str, chunk: ChunkEntry, part: memoryview) -> None:
-    if chunk.digest is None:
-        return
-    found = digest(part).hex()
-    if found != chunk.digest:
+def _read(source: Source, manifest: Manifest) -> Region:
+    """The virtual space of the manifest, verified where it has digests."""
+    region = Region(manifest.byte_count)
+    load = Load.into_region(
+        region,
+        [chunk.bytes for chunk in manifest.chunks],
+        [bytes.fromhex(chunk.digest) if chunk.digest else None for chunk in manifest.chunks],
+        Progress(len(manifest.chunks), manifest.byte_count),
+        borrow=True,
+    )
+    try:
+        if source.local_dir is not None:
+            _read_folder(source, source.local_dir, manifest, load)
+        else:
+            _fetch(source, manifest, load)
+    except ChunkError as error:
+        chunk = manifest.chunks[error.ordinal]
+        name = manifest.weights[chunk.file].name
         raise ChunkCorrupt(
-            f"Expected digest {chunk.digest} of {chunk.bytes} bytes at offset "
-            f"{chunk.file_offset} of {name} at {uri}, found {found}.",
+            f"Expected digest {error.expected} of {chunk.bytes} bytes at offset "
+            f"{chunk.file_offset} of {name} at {source.uri}, found {error.found}.",
             "Push or pack the checkpoint again; if it recurs, check the storage behind it.",
             file=name,
             offset=chunk.file_offset,
-            expected=chunk.digest,
-            found=found,
+            expected=error.expected,
+            found=error.found,
+        ) from error
+    return region
+
+
+def _read_folder(source: Source, folder: Path, manifest: Manifest, load: Load) -> None:
+    names = [str(folder / weight.name) for weight in manifest.weights]
+    with told_about(str(folder)):
+        load.read(
+            [ReadRequest(names[c.file], c.file_offset, c.ordinal) for c in manifest.chunks],
+            READ_THREADS,
         )
+    # Reading a little once more with the version tells if a file changed meanwhile.
+    for weight in manifest.weights:
+        source.read(weight.name, 0, memoryview(bytearray(8)), weight.version)
+
+
+def _fetch(source: Source, manifest: Manifest, load: Load) -> None:
+    def fetch(chunk: ChunkEntry) -> None:
+        weight = manifest.weights[chunk.file]
+        source.read(weight.name, chunk.file_offset, load.fill(chunk.ordinal), weight.version)
+        load.commit(chunk.ordinal)
+
+    with ThreadPoolExecutor(REMOTE_THREADS, "stoker-load") as threads:
+        for _ in threads.map(fetch, manifest.chunks):
+            pass

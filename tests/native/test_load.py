@@ -21,7 +21,6 @@ from stoker.native import (
     ReadRequest,
     Region,
     digest,
-    read_file,
 )
 
 
@@ -78,7 +77,7 @@ def test_a_missing_file_is_told_with_errno_and_path(bench: Bench, tmp_path: Path
         bench.load.read([ReadRequest(missing, 0, 0)])
     assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(missing))
     with pytest.raises(FileNotFoundError):
-        read_file(missing, Region(1), 0, 1)
+        into_region(bench, Region(TOTAL_BYTES)).read([ReadRequest(missing, 0, 0)])
 
 
 def test_a_filled_chunk_is_published_by_its_commit(bench: Bench) -> None:
@@ -207,7 +206,6 @@ def test_other_threads_run_during_every_blocking_call(bench: Bench, tmp_path: Pa
     big.touch()
     os.truncate(big, 16 * CHUNK_BYTES)
     region = Region(16 * CHUNK_BYTES)
-    assert others_run_during(lambda: read_file(big, region, 0, len(region), 1))
     assert others_run_during(lambda: [digest(region) for _ in range(4)])
 
     def wait() -> None:
@@ -230,24 +228,32 @@ def test_other_threads_run_during_every_blocking_call(bench: Bench, tmp_path: Pa
     assert others_run_during(lambda: load.write(0, tmp_path / "copy"))
 
 
-def test_a_region_is_filled_from_any_offset(bench: Bench) -> None:
-    region = Region(TOTAL_BYTES)
-    read_file(bench.path, region, 0, TOTAL_BYTES)
+def into_region(bench: Bench, region: Region, borrow: bool = False) -> Load:
+    sizes = [CHUNK_BYTES, TAIL_BYTES]
+    return Load.into_region(region, sizes, bench.digests, bench.progress, borrow)
+
+
+@pytest.mark.parametrize("borrow", [True, False])
+@pytest.mark.parametrize("huge_pages", [True, False])
+def test_a_region_is_filled_and_verified(bench: Bench, borrow: bool, huge_pages: bool) -> None:
+    region = Region(TOTAL_BYTES, huge_pages)
+    load = into_region(bench, region, borrow)
+    load.read(bench.requests)
     assert bytes(memoryview(region)) == bench.octets
-    read_file(os.fsencode(bench.path), region, 13, 100, threads=1, direct=False)
-    assert bytes(memoryview(region)[:100]) == bench.octets[13:113]
-    with pytest.raises(ValueError, match="at most"):
-        read_file(bench.path, region, 0, TOTAL_BYTES + 1)
-    with pytest.raises(OSError, match="ends at") as caught:
-        read_file(bench.path, region, 1, TOTAL_BYTES)
-    assert caught.value.errno == errno.EIO
+    assert load.ways["borrowed" if borrow else "cached"] == 2
+    assert bench.progress.watermark_bytes == TOTAL_BYTES
+
+
+def test_a_region_that_is_too_small_is_refused(bench: Bench) -> None:
+    with pytest.raises(ValueError, match="at least"):
+        into_region(bench, Region(TOTAL_BYTES - 1))
     with pytest.raises(OSError, match="address space") as refused:
         Region(2**64 - 1)
     assert refused.value.errno == errno.ENOMEM
 
 
-def test_small_pages_serve_as_well(bench: Bench) -> None:
-    region = Region(TOTAL_BYTES, huge_pages=False)
-    read_file(bench.path, region, 0, TOTAL_BYTES)
-    assert not region.huge_pages
-    assert bytes(memoryview(region)) == bench.octets
+def test_a_region_is_written_from_its_chunks(bench: Bench, tmp_path: Path) -> None:
+    load = into_region(bench, Region(TOTAL_BYTES), borrow=True)
+    load.read(bench.requests)
+    load.write(1, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == bench.octets[CHUNK_BYTES:]

@@ -170,7 +170,7 @@ def test_a_failing_disk_is_told_as_ours(
     def failing(*arguments: object) -> None:
         raise OSError(code, "told by the disk", str(path))
 
-    monkeypatch.setattr(module, "read_file", failing)
+    monkeypatch.setattr(module, "_read", failing)
     with pytest.raises(expected, match="told by the disk"):
         module.load_file(path)
 
