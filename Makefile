@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 BENCH_INSTALLED := $(VENV)/.bench-installed
 
-.PHONY: test lint unit demo bench-loader native-sanitize format clean
+.PHONY: test lint unit demo bench-loader native-sanitize native-fuzz format clean
 
 test: lint unit
 
@@ -49,6 +49,11 @@ bench-loader: $(BENCH_INSTALLED)
 
 native-sanitize: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh native/tests/sanitize.sh
+
+# Ten minutes of one processor.
+FUZZ_SECONDS ?= 600
+native-fuzz: $(INSTALLED)
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh native/tests/fuzz.sh $(FUZZ_SECONDS)
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -83,13 +83,13 @@ def check_shared_memory(make: Callable[[str], int] = os.memfd_create) -> Check:
 
 
 def check_io_uring(set_up: Callable[[], int] | None = None) -> Check:
-    """For information: reads go through pread, which every kernel has."""
+    """For information: where there is none, reads go through pread, which every kernel has."""
     code = (set_up or _io_uring_error)()
     if code == 0:
-        return Check(IO_URING, "ok", "io_uring is available; Stoker reads with pread.")
+        return Check(IO_URING, "ok", "io_uring is available; the SSD is read into the pool by it.")
     reason = {errno.ENOSYS: "not in this kernel", errno.EPERM: "not allowed here"}
     said = reason.get(code, os.strerror(code))
-    return Check(IO_URING, "ok", f"io_uring is {said}; Stoker reads with pread and needs none.")
+    return Check(IO_URING, "ok", f"io_uring is {said}; the SSD is read with pread instead.")
 
 
 def _io_uring_error() -> int:
@@ -120,9 +120,13 @@ def check_open_files(soft_limit: int | None = None) -> Check:
 
 
 def check_locked_memory(soft_limit_bytes: int | None = None) -> Check:
-    """For information: the pool is not locked."""
+    """For information: memory that io_uring reads into is pinned where that is allowed."""
     limit = soft_limit_bytes
     if limit is None:
         limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     said = "any amount" if limit == resource.RLIM_INFINITY else size_in_words(limit)
-    return Check(LOCKED_MEMORY, "ok", f"A process may lock {said} of memory; Stoker locks none.")
+    return Check(
+        LOCKED_MEMORY,
+        "ok",
+        f"A process may lock {said} of memory; a pool within that is pinned for io_uring.",
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from ablation_steps import STEPS
+
 HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 FORMATS = {"torch_load": "pt", "torch_load_mmap": "pt", "tensorizer": "tensors"}
 
@@ -13,15 +15,17 @@ _FILES = ("stoker", "torch_load", "torch_load_mmap", "safetensors", "fastsafeten
 _ALLOCATING = ("torch_load", "fastsafetensors", "runai", "tensorizer")
 _S3 = ("stoker_s3", "runai", "tensorizer_s3", "download_safetensors")
 LOADERS: dict[str, tuple[str, ...]] = {
-    "cold": ("stoker_pool", *_FILES, "tensorizer"),
-    "warm": (*_FILES, "tensorizer"),
+    "cold": ("stoker_pool", "stoker_pool_small_pages", *_FILES, "tensorizer"),
+    "warm": ("stoker_copy", *_FILES, "tensorizer"),
     "idle": ("stoker", "stoker_pool", "safetensors", "runai"),
-    "dram": ("stoker_attach",),
+    "dram": ("stoker_attach", "stoker_attach_small_pages"),
+    "ablation": tuple(f"ablation_{step}" for step in STEPS),
     "s3": _S3,
     "s3_throttled": _S3,
 }
 CONDITIONS = tuple(LOADERS)
-FIO = ("fio_psync", "fio_io_uring")
+FIO = ("fio_psync", "fio_io_uring", "fio_io_uring_32")
+OURS = ("stoker", "ablation")
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,13 @@ class Case:
         return f"{self.loader}@huge" if self.huge else self.loader
 
     @property
+    def small_pages(self) -> bool:
+        """Whether the pool is to be in small pages, as where nobody has allowed larger ones."""
+        return self.loader.endswith("_small_pages")
+
+    @property
     def ours(self) -> bool:
-        return self.loader.startswith("stoker")
+        return self.loader.startswith(OURS)
 
     @property
     def file_name(self) -> str:
@@ -53,7 +62,7 @@ def cases(conditions: list[str], *, peers: bool) -> list[Case]:
             found.append(case)
             if condition in ("cold", "warm") and loader in _ALLOCATING:
                 found.append(Case(condition, loader, huge=True))
-        if condition == "cold":
+        if condition in ("cold", "ablation"):
             found += [Case(condition, job) for job in FIO]
     return found
 

@@ -10,8 +10,26 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from proof import fingerprint, touch, warm_up
+
+
+def loader(name: str, target: str) -> Callable[[], Mapping[str, Any]]:
+    """Prepares the loader and returns the call to measure."""
+    kind, _, step = name.partition("_")
+    if kind == "ablation":
+        from ablation import load_call
+
+        return load_call(step, target)
+    if kind == "stoker":
+        from ours import OURS
+
+        return OURS[name](target)
+    from peers import PEERS
+
+    return PEERS[name](target)
 
 
 def main() -> None:
@@ -19,11 +37,7 @@ def main() -> None:
     # Some loaders print; the answer goes where nothing of theirs does.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    if name.startswith("stoker"):
-        from ours import OURS as LOADERS
-    else:
-        from peers import PEERS as LOADERS
-    load = LOADERS[name](target)
+    load = loader(name, target)
     warm_up()
     print("ready", file=answers, flush=True)
     if not sys.stdin.readline():

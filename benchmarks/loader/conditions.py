@@ -17,11 +17,13 @@ import psutil
 
 HUGE_PAGE_BYTES = 2 << 20
 HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
+SHARED_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 FIO_JOBS = {
     "fio_psync": ("--ioengine=psync", "--iodepth=1"),
     "fio_io_uring": ("--ioengine=io_uring", "--iodepth=8"),
+    "fio_io_uring_32": ("--ioengine=io_uring", "--iodepth=32"),
 }
-FIO_HUGE_PAGES = 48
+FIO_HUGE_PAGES = 80
 
 
 def drop(files: Iterable[Path]) -> None:
@@ -60,6 +62,22 @@ def _touch(byte_count: int) -> None:
     memory.madvise(mmap.MADV_HUGEPAGE)
     for offset in range(0, byte_count, 4096):
         memory[offset] = 1
+
+
+@contextlib.contextmanager
+def shared_huge_pages(setting: str) -> Iterator[bool]:
+    """Set whether shared memory may have huge pages; False where that is not allowed."""
+    try:
+        chosen = SHARED_HUGE_PAGES.read_text()
+        before = chosen[chosen.index("[") + 1 : chosen.index("]")]
+        SHARED_HUGE_PAGES.write_text(setting)
+    except (OSError, ValueError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        SHARED_HUGE_PAGES.write_text(before)
 
 
 @contextlib.contextmanager
@@ -111,7 +129,7 @@ def settle(
     condition: str, files: list[Path], read: Path, prime_bytes: int, idle_seconds: float
 ) -> None:
     """Bring the machine into `condition`, so that a load of `read` may begin at once."""
-    if condition in ("cold", "idle"):
+    if condition in ("cold", "idle", "ablation"):
         drop(files)
     elif condition == "warm":
         fill_cache(read)

@@ -26,6 +26,12 @@ def stoker(target: str) -> Callable[[], Tensors]:
     return lambda: load_file(target)
 
 
+def stoker_copy(target: str) -> Callable[[], Tensors]:
+    from stoker.runtime.checkpoint.load_file import load_file
+
+    return lambda: load_file(target, borrow=False)
+
+
 def stoker_pool(target: str) -> Callable[[], Tensors]:
     """The node's way: into chunks of a pool that is there already, then mapped."""
     file_bytes = Path(target).stat().st_size
@@ -94,7 +100,10 @@ def _views(mapping: ChunkMapping, file_bytes: int) -> Tensors:
 
 OURS: dict[str, Callable[[str], Callable[[], Tensors]]] = {
     "stoker": stoker,
+    "stoker_copy": stoker_copy,
     "stoker_pool": stoker_pool,
+    "stoker_pool_small_pages": stoker_pool,
     "stoker_attach": stoker_attach,
+    "stoker_attach_small_pages": stoker_attach,
     "stoker_s3": stoker_s3,
 }

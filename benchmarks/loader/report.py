@@ -32,6 +32,15 @@ def seconds(rounds: Rounds, condition: str, key: str, what: str = "seconds") -> 
 
 def ratio(rounds: Rounds, condition: str, above: str | Iterable[str], below: str) -> float | None:
     """Median over the rounds of a peer's seconds over ours; of several peers the fastest."""
+    return _rounded(_ratios(rounds, condition, above, below))
+
+
+def lowest(rounds: Rounds, condition: str, above: str | Iterable[str], below: str) -> float | None:
+    """The ratio in the worst of the rounds."""
+    return _rounded([min(_ratios(rounds, condition, above, below), default=None)])
+
+
+def _ratios(rounds: Rounds, condition: str, above: str | Iterable[str], below: str) -> list[float]:
     peers = [above] if isinstance(above, str) else list(above)
     values = []
     for taken in rounds:
@@ -39,7 +48,7 @@ def ratio(rounds: Rounds, condition: str, above: str | Iterable[str], below: str
         found = [float(samples[peer]["seconds"]) for peer in peers if peer in samples]
         if found and below in samples:
             values.append(min(found) / float(samples[below]["seconds"]))
-    return _rounded(values)
+    return values
 
 
 def figures(rounds: Rounds, wire_seconds: float) -> dict[str, float | None]:
@@ -52,17 +61,29 @@ def figures(rounds: Rounds, wire_seconds: float) -> dict[str, float | None]:
     attach = seconds(rounds, "dram", "stoker_attach", "load_seconds")
     touched = seconds(rounds, "dram", "stoker_attach")
     throttled = seconds(rounds, "s3_throttled", "stoker_s3")
+    cpu = seconds(rounds, "cold", "stoker_pool", "cpu_seconds")
     return {
-        "cold_ssd_share_of_device": ratio(rounds, "cold", FIO, "stoker"),
-        "cold_ssd_pool_share_of_device": ratio(rounds, "cold", FIO, "stoker_pool"),
-        "cold_ssd_vs_runai": ratio(rounds, "cold", "runai", "stoker"),
-        "cold_ssd_vs_safetensors": ratio(rounds, "cold", "safetensors", "stoker"),
-        "cold_ssd_vs_best_huge_page_peer": ratio(rounds, "cold", huge_peers, "stoker"),
-        "idle_vs_runai": ratio(rounds, "idle", "runai", "stoker"),
-        "idle_pool_vs_runai": ratio(rounds, "idle", "runai", "stoker_pool"),
+        "cold_ssd_share_of_device": ratio(rounds, "cold", FIO, "stoker_pool"),
+        "cold_ssd_share_of_device_lowest": lowest(rounds, "cold", FIO, "stoker_pool"),
+        "cold_ssd_small_pages_share_of_device": ratio(
+            rounds, "cold", FIO, "stoker_pool_small_pages"
+        ),
+        "cold_ssd_vs_runai": ratio(rounds, "cold", "runai", "stoker_pool"),
+        "cold_ssd_vs_safetensors": ratio(rounds, "cold", "safetensors", "stoker_pool"),
+        "cold_ssd_vs_best_huge_page_peer": ratio(rounds, "cold", huge_peers, "stoker_pool"),
+        "cold_ssd_cpu_seconds": _rounded(cpu),
+        "cold_load_file_share_of_device": ratio(rounds, "cold", FIO, "stoker"),
+        "cold_load_file_vs_runai": ratio(rounds, "cold", "runai", "stoker"),
+        "cold_load_file_vs_safetensors": ratio(rounds, "cold", "safetensors", "stoker"),
+        "cold_load_file_vs_best_huge_page_peer": ratio(rounds, "cold", huge_peers, "stoker"),
+        "idle_vs_runai": ratio(rounds, "idle", "runai", "stoker_pool"),
+        "idle_vs_safetensors": ratio(rounds, "idle", "safetensors", "stoker_pool"),
+        "idle_load_file_vs_runai": ratio(rounds, "idle", "runai", "stoker"),
         "warm_vs_safetensors": ratio(rounds, "warm", "safetensors", "stoker"),
+        "warm_copy_vs_runai": ratio(rounds, "warm", "runai", "stoker_copy"),
         "dram_attach_ms": _rounded(attach, 1000),
         "dram_attach_and_touch_ms": _rounded(touched, 1000),
+        "digest_cost": ratio(rounds, "ablation", "ablation_digests", "ablation_threads"),
         "s3_vs_runai": ratio(rounds, "s3", "runai", "stoker_s3"),
         "s3_vs_download": ratio(rounds, "s3", "download_safetensors", "stoker_s3"),
         "s3_throttled_over_wire": _rounded(throttled, 1 / wire_seconds),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import FIO, HUGE, Case
-from conditions import fio, settle
+from conditions import fio, settle, shared_huge_pages
 
 READY_SECONDS_MAXIMUM = 180.0
 LOAD_SECONDS_MAXIMUM = 900.0
@@ -43,7 +43,10 @@ class Runner:
                 return fio(case.loader, self.folder / case.file_name)
             except OSError as error:
                 raise Failed(str(error)) from error
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix="run-") as scratch:
+        with (
+            tempfile.TemporaryDirectory(dir=self.folder, prefix="run-") as scratch,
+            shared_huge_pages("never" if case.small_pages else "advise"),
+        ):
             sample = self._measure_child(case, Path(scratch))
         if sample.pop("fingerprint") != self.expected:
             raise Failed("It loaded other bytes than were written.")

@@ -22,24 +22,34 @@ Lanes::Lane Lanes::take() {
     idle_.pop_back();
     return {this, std::move(ring)};
   }
-  if (refused_ || made_ == made_maximum_) return {};
+  return {this, make()};
+}
+
+std::unique_ptr<Ring> Lanes::make() {
+  if (refused_ || made_ == made_maximum_) return nullptr;
   std::unique_ptr<Ring> ring = Ring::make();
   refused_ = ring == nullptr;
-  if (refused_) return {};
-  if (memory_is_there_) registered_ = ring->register_memory(memory_);
-  ++made_;
-  return {this, std::move(ring)};
+  if (!refused_) ++made_;
+  return ring;
 }
 
 void Lanes::give(std::unique_ptr<Ring> ring) {
   const std::lock_guard lock(mutex_);
+  if (memory_is_there_) register_with(*ring);
   idle_.push_back(std::move(ring));
 }
 
-void Lanes::memory_is_there() {
+void Lanes::prepare() {
   const std::lock_guard lock(mutex_);
   memory_is_there_ = true;
-  for (const std::unique_ptr<Ring>& ring : idle_) registered_ = ring->register_memory(memory_);
+  while (std::unique_ptr<Ring> ring = make()) idle_.push_back(std::move(ring));
+  for (const std::unique_ptr<Ring>& ring : idle_) register_with(*ring);
+}
+
+void Lanes::register_with(Ring& ring) {
+  if (ring.has_memory() || pinning_refused_) return;
+  registered_ = ring.register_memory(memory_);
+  pinning_refused_ = !registered_;
 }
 
 bool Lanes::has_registered() const {

@@ -33,12 +33,15 @@ class Lanes {
   };
 
   Lane take();
-  // Registering faults the memory in, so it waits until somebody has done that.
-  void memory_is_there();
+  // Makes every ring and registers the memory, which faults it in: for a time when all of it is
+  // there already.
+  void prepare();
   bool has_registered() const;
 
  private:
   friend class Lane;
+  std::unique_ptr<Ring> make();
+  void register_with(Ring& ring);
   void give(std::unique_ptr<Ring> ring);
 
   std::span<std::byte> memory_;
@@ -50,6 +53,7 @@ class Lanes {
   bool refused_ = false;
   bool memory_is_there_ = false;
   bool registered_ = false;
+  bool pinning_refused_ = false;
 };
 
 }  // namespace stoker

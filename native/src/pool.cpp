@@ -130,8 +130,9 @@ void Pool::prefault_chunks() {
         // Out of memory here is not a fault of a load; `prefaulted_bytes` stays behind and says so.
         return;
       }
-      const std::size_t done = prefaulted_bytes_ += huge_page_bytes;
-      if (done == memory_.size()) lanes_.memory_is_there();
+      // Before the last bytes are told of: who sees them all finds the rings ready.
+      if ((faulted_bytes_ += huge_page_bytes) == memory_.size()) lanes_.prepare();
+      prefaulted_bytes_ += huge_page_bytes;
     }
   }
 }

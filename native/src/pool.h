@@ -64,6 +64,7 @@ class Pool {
   int owner_process_;
   std::atomic<bool> stopping_{false};
   std::atomic<std::size_t> next_to_prefault_{0};
+  std::atomic<std::size_t> faulted_bytes_{0};
   std::atomic<std::size_t> prefaulted_bytes_{0};
 };
 

@@ -31,6 +31,7 @@ class Ring {
   // Pins the memory, which must outlive the ring; false where the kernel refuses, as it does
   // beyond RLIMIT_MEMLOCK.
   bool register_memory(std::span<std::byte> memory);
+  bool has_memory() const { return !registered_.empty(); }
 
   struct Completion {
     std::uint64_t tag;

@@ -102,3 +102,53 @@ def test_a_child_forked_while_the_pool_is_prefaulted_can_end() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
     )
     assert done.stdout == "7\n", done.stderr
+
+
+def test_ten_processes_hold_one_copy() -> None:
+    """The sum of the processes' proportional shares is the pool once, and little more."""
+    count = 4
+    pool = Pool(count * CHUNK_BYTES)
+    for index in range(count):
+        pool.chunk(index)[::4096] = bytes([index + 1]) * (CHUNK_BYTES // 4096)
+    program = (
+        "import pathlib, sys\n"
+        "from stoker.native import CHUNK_BYTES, Mapping\n"
+        f"mapping = Mapping({pool.reader_fd}, range({count}), {count} * CHUNK_BYTES)\n"
+        "seen = set(memoryview(mapping)[::4096].tobytes())\n"
+        "print(sorted(seen), flush=True)\n"
+        "sys.stdin.readline()\n"
+        "inside = False\n"
+        "for line in pathlib.Path('/proc/self/smaps').read_text().splitlines():\n"
+        "    if '-' in line.split()[0]: inside = 'stoker-pool' in line\n"
+        "    elif inside and line.startswith('Pss:'): print(line.split()[1], flush=True)\n"
+        "print('end', flush=True)\n"
+        "sys.stdin.readline()\n"
+    )
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            pass_fds=[pool.reader_fd],
+        )
+        for _ in range(10)
+    ]
+    total_kib = 0
+    try:
+        for worker in workers:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "[1, 2, 3, 4]\n"
+        for worker in workers:
+            assert worker.stdin is not None
+            assert worker.stdout is not None
+            worker.stdin.write("\n")
+            worker.stdin.flush()
+            while (line := worker.stdout.readline()) not in ("end\n", ""):
+                total_kib += int(line)
+    finally:
+        for worker in workers:
+            worker.communicate("\n", timeout=30)
+    pool_kib = count * CHUNK_BYTES // 1024
+    # This process has its own mapping and so its own share of each page: 1 of 11.
+    assert pool_kib * 0.88 < total_kib < pool_kib * 1.01
