@@ -32,4 +32,7 @@ PoolExhausted::PoolExhausted(std::size_t wanted, std::size_t free)
     : std::runtime_error("expected " + std::to_string(wanted) + " free chunks in the pool, found " +
                          std::to_string(free)) {}
 
+DeviceError::DeviceError(int code_, std::string call_, const std::string& message)
+    : std::runtime_error(call_ + ": " + message), code(code_), call(std::move(call_)) {}
+
 }  // namespace stoker

@@ -49,4 +49,16 @@ class PoolExhausted : public std::runtime_error {
   PoolExhausted(std::size_t wanted, std::size_t free);
 };
 
+// A call of the CUDA driver failed. `code` is its CUresult and `call` the function's name, or
+// "dlopen" or "dlsym" where the driver itself could not be had.
+class DeviceError : public std::runtime_error {
+ public:
+  DeviceError(int code, std::string call, const std::string& message);
+
+  bool is_out_of_memory() const { return code == 2; }
+
+  int code;
+  std::string call;
+};
+
 }  // namespace stoker
