@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Final, Literal
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, CapsuleType
 
 CHUNK_BYTES: Final = 16777216
 
@@ -36,6 +36,19 @@ class ChunkError(RuntimeError):
     found: str
 
 class Cancelled(RuntimeError): ...
+
+class DeviceError(RuntimeError):
+    """A call of the CUDA driver failed.
+
+    `code` is its CUresult and `call` the name of the function, or "dlopen" (303) or "dlsym" (302)
+    where the driver's library or a function in it is missing.
+    """
+
+    code: int
+    call: str
+
+class DeviceOutOfMemory(DeviceError, MemoryError):
+    """The device, or the host for what is to be pinned, has too little memory."""
 
 def digest(buffer: Buffer) -> bytes:
     """The 16 bytes of the chunk digest: CRC32C of each contiguous quarter, big-endian."""
@@ -154,6 +167,62 @@ class Progress:
         Look at `state` when less came back than was asked for. Raises TimeoutError.
         """
 
+def device_count(driver_path: str = "libcuda.so.1") -> int:
+    """How many CUDA devices the driver offers; 0 where there is no driver. Raises DeviceError."""
+
+class Device:
+    """A CUDA device by its primary context, which PyTorch uses too, and one stream for copies.
+
+    Raises DeviceError, as does everything that uses a device.
+    """
+
+    def __init__(self, ordinal: int, driver_path: str = "libcuda.so.1") -> None: ...
+    @property
+    def ordinal(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def total_bytes(self) -> int: ...
+    @property
+    def free_bytes(self) -> int: ...
+
+class PinnedRange:
+    """All of a pool or region, pinned so that every device reads it without the processor.
+
+    Pinning faults the memory in. The range keeps it alive and unpins it at the end.
+    """
+
+    def __init__(self, device: Device, memory: Pool | Region) -> None: ...
+    @property
+    def chunk_count(self) -> int: ...
+
+class DeviceMemory:
+    """Memory of a device; `torch.from_dlpack` makes it a tensor of bytes without a copy.
+
+    It is freed with the last tensor of it. Raises DeviceOutOfMemory.
+    """
+
+    def __init__(self, device: Device, byte_count: int) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def device(self) -> Device: ...
+    @property
+    def address(self) -> int: ...
+    def upload(self, host: PinnedRange, chunks: Sequence[int], progress: Progress) -> None:
+        """Copy chunk `chunks[i]` of `host` to i * CHUNK_BYTES, for every i, and wait for it.
+
+        Each chunk is published when its copy has arrived.
+        """
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> CapsuleType: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
 class ReadRequest:
     """Chunk `ordinal` of a load lies in the file at `file_offset`."""
 
@@ -194,6 +263,24 @@ class Load:
 
         With `borrow`, pages that the page cache holds take the place of the region's own, copied
         when they are written to.
+        """
+    @staticmethod
+    def into_device(
+        memory: DeviceMemory,
+        host: PinnedRange,
+        sizes: Sequence[int],
+        digests: Sequence[bytes | None],
+        progress: Progress,
+        chunks: Sequence[int] | None = None,
+    ) -> Load:
+        """A load whose chunk i ends at i * CHUNK_BYTES of a device's memory.
+
+        On its way it passes through `host`, a window: each whole chunk of it is a slot, taken by
+        one chunk at a time, and `host` serves no other such load meanwhile. With `chunks`, chunk
+        i passes through and stays in chunk `chunks[i]` of `host`, and several loads may share it.
+        A chunk is published when its copy has arrived; `finish` waits for that and raises what
+        went wrong on the way, as later calls do. A window that stays full for five minutes, as
+        when one thread fills more chunks than it has slots, is a TimeoutError.
         """
     def read(
         self,

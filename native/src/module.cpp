@@ -12,12 +12,14 @@
 #include <limits>
 
 #include "chunk.h"
+#include "device_target.h"
 #include "digest.h"
 #include "error.h"
 #include "header.h"
 #include "load.h"
 #include "mapping.h"
 #include "memory_target.h"
+#include "module_device.h"
 #include "module_errors.h"
 #include "module_text.h"
 #include "pool.h"
@@ -221,6 +223,19 @@ std::shared_ptr<Load> load_into_region(std::shared_ptr<Region> region,
   return std::make_shared<Load>(std::move(target), sizes, expected_of(digests), false);
 }
 
+std::shared_ptr<Load> load_into_device(std::shared_ptr<stoker::DeviceMemory> memory,
+                                       std::shared_ptr<stoker::PinnedRange> host,
+                                       const std::vector<std::size_t>& sizes,
+                                       const std::vector<std::optional<nb::bytes>>& digests,
+                                       std::shared_ptr<Progress> progress,
+                                       std::optional<std::vector<std::size_t>> chunks) {
+  std::shared_ptr<stoker::Target> target(
+      new stoker::DeviceTarget(std::move(memory), std::move(host), std::move(chunks),
+                               std::move(progress)),
+      ReleasedDelete());
+  return std::make_shared<Load>(std::move(target), sizes, expected_of(digests), false);
+}
+
 nb::dict ways_of(const Load& load) {
   using stoker::Way;
   nb::dict ways;
@@ -306,6 +321,8 @@ void bind_load(nb::module_& module) {
       .def(nb::new_(&load_into_pool), "pool"_a, "chunks"_a, "sizes"_a, "digests"_a, "progress"_a)
       .def_static("into_region", &load_into_region, "region"_a, "sizes"_a, "digests"_a,
                   "progress"_a, "borrow"_a)
+      .def_static("into_device", &load_into_device, "memory"_a, "host"_a, "sizes"_a, "digests"_a,
+                  "progress"_a, "chunks"_a = nb::none())
       .def("read", &Load::read, "requests"_a, "threads"_a = 4, "direct"_a = true,
            "deadline"_a = std::numeric_limits<double>::infinity(), Released())
       .def(
@@ -366,5 +383,6 @@ NB_MODULE(_core, module) {
   module.def("parse_metadata", &parse_metadata, "buffer"_a, "file_bytes"_a);
   bind_memory(module);
   bind_progress(module);
+  bind_device(module);
   bind_load(module);
 }

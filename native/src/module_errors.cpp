@@ -16,6 +16,8 @@ namespace {
 PyObject* header_error = nullptr;
 PyObject* chunk_error = nullptr;
 PyObject* cancelled_error = nullptr;
+PyObject* device_error = nullptr;
+PyObject* device_out_of_memory = nullptr;
 
 void make_exception(nb::module_& module, const char* name, PyObject* base, PyObject*& slot) {
   const std::string qualified = std::string("stoker.native.") + name;
@@ -48,6 +50,14 @@ void raise_chunk_error(const stoker::ChunkError& error) {
   PyErr_SetObject(chunk_error, value.ptr());
 }
 
+void raise_device_error(const stoker::DeviceError& error) {
+  PyObject* const type = error.is_out_of_memory() ? device_out_of_memory : device_error;
+  const nb::object value = nb::borrow(type)(decode_text(error.what()));
+  value.attr("code") = error.code;
+  value.attr("call") = error.call;
+  PyErr_SetObject(type, value.ptr());
+}
+
 void translate(const std::exception_ptr& pointer, void*) {
   try {
     std::rethrow_exception(pointer);
@@ -59,6 +69,8 @@ void translate(const std::exception_ptr& pointer, void*) {
     raise_chunk_error(error);
   } catch (const stoker::Cancelled& error) {
     PyErr_SetString(cancelled_error, error.what());
+  } catch (const stoker::DeviceError& error) {
+    raise_device_error(error);
   } catch (const stoker::PoolExhausted& error) {
     PyErr_SetString(PyExc_MemoryError, error.what());
   }
@@ -70,5 +82,8 @@ void bind_errors(nb::module_& module) {
   make_exception(module, "HeaderError", PyExc_ValueError, header_error);
   make_exception(module, "ChunkError", PyExc_RuntimeError, chunk_error);
   make_exception(module, "Cancelled", PyExc_RuntimeError, cancelled_error);
+  make_exception(module, "DeviceError", PyExc_RuntimeError, device_error);
+  const nb::tuple bases = nb::make_tuple(nb::borrow(device_error), nb::borrow(PyExc_MemoryError));
+  make_exception(module, "DeviceOutOfMemory", bases.ptr(), device_out_of_memory);
   nb::register_exception_translator(&translate);
 }

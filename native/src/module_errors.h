@@ -3,5 +3,6 @@
 
 #include <nanobind/nanobind.h>
 
-// Adds HeaderError, ChunkError and Cancelled to the module, and maps ours to them and to OSError.
+// Adds HeaderError, ChunkError, Cancelled, DeviceError and DeviceOutOfMemory to the module, and
+// maps ours to them and to OSError.
 void bind_errors(nanobind::module_& module);
