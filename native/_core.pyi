@@ -97,9 +97,12 @@ class Pool:
     """Shared memory for checkpoints, handed out in whole chunks.
 
     Chunks that are released while someone still has them mapped change under that someone.
+    `memory_file` is the descriptor of an empty memory file to use, or of the one that an earlier
+    pool of this capacity used, whose bytes stay; it may be closed afterwards. OSError if it is not
+    a memory file.
     """
 
-    def __init__(self, capacity_bytes: int) -> None: ...
+    def __init__(self, capacity_bytes: int, memory_file: int | None = None) -> None: ...
     @property
     def fd(self) -> int: ...
     @property
@@ -121,6 +124,8 @@ class Pool:
         """Whether its memory is pinned for io_uring, which spares the kernel work at each read."""
     def allocate(self, count: int) -> list[int]:
         """`count` chunks, lowest first. Raises MemoryError, and then takes none."""
+    def claim(self, chunks: Sequence[int]) -> None:
+        """Take these very chunks; all or none. Raises ValueError for one that is not free."""
     def release(self, chunks: Sequence[int]) -> None:
         """Give chunks back; all or none. Raises ValueError for one that is not allocated."""
     def prefault(self, threads: int = 1) -> None:

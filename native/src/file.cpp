@@ -84,11 +84,15 @@ void write_all(int fd, std::span<const std::byte> bytes, const std::string& path
 Descriptor make_memory_file(const char* name, std::size_t bytes) {
   Descriptor file(::memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (file.get() < 0) throw SystemError(errno, "cannot create a memory file");
-  if (::ftruncate(file.get(), static_cast<off_t>(bytes)) != 0)
-    throw SystemError(errno, "cannot size a memory file");
-  if (::fcntl(file.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
-    throw SystemError(errno, "cannot seal a memory file");
+  seal_memory_file(file.get(), bytes);
   return file;
+}
+
+void seal_memory_file(int fd, std::size_t bytes) {
+  if (::ftruncate(fd, static_cast<off_t>(bytes)) != 0)
+    throw SystemError(errno, "cannot size a memory file");
+  if (::fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
+    throw SystemError(errno, "cannot seal a memory file");
 }
 
 SourceFile::SourceFile(std::string path, bool direct)

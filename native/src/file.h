@@ -15,6 +15,8 @@ namespace stoker {
 
 // A sealed memory file of fixed size that nobody can shrink under a reader.
 Descriptor make_memory_file(const char* name, std::size_t bytes);
+// Gives an unsealed memory file its size for good.
+void seal_memory_file(int fd, std::size_t bytes);
 
 // How a range came from a file.
 enum class Way : std::uint8_t { direct_by_ring, direct, buffered, cached, borrowed };

@@ -259,7 +259,8 @@ void bind_memory(nb::module_& module) {
       .def("__len__", [](const Mapping& mapping) { return mapping.bytes().size(); })
       .def("populate", &Mapping::populate, Released());
   nb::class_<Pool>(module, "Pool")
-      .def(nb::init<std::size_t>(), "capacity_bytes"_a)
+      .def(nb::init<std::size_t, std::optional<int>>(), "capacity_bytes"_a,
+           "memory_file"_a = nb::none())
       .def_prop_ro("fd", &Pool::fd)
       .def_prop_ro("reader_fd", &Pool::reader_fd)
       .def_prop_ro("chunk_count", &Pool::chunk_count)
@@ -270,6 +271,7 @@ void bind_memory(nb::module_& module) {
       .def_prop_ro("prefaulted_bytes", &Pool::prefaulted_bytes)
       .def_prop_ro("registered", [](Pool& pool) { return pool.lanes().has_registered(); })
       .def("allocate", &Pool::allocate, "count"_a)
+      .def("claim", &Pool::claim, "chunks"_a)
       .def("release", &Pool::release, "chunks"_a)
       .def("prefault", &Pool::prefault, "threads"_a = 1, Released())
       .def(

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sched.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -17,6 +18,8 @@
 namespace stoker {
 namespace {
 
+constexpr const char* memory_file_name = "stoker-pool";
+
 std::size_t whole_chunks(std::size_t capacity_bytes) {
   const std::size_t count = capacity_bytes / chunk_bytes;
   if (count == 0)
@@ -24,6 +27,24 @@ std::size_t whole_chunks(std::size_t capacity_bytes) {
                                 std::to_string(chunk_bytes) + " bytes, found " +
                                 std::to_string(capacity_bytes));
   return count;
+}
+
+Descriptor memory_of(std::optional<int> handed_over, std::size_t bytes) {
+  if (!handed_over) return make_memory_file(memory_file_name, bytes);
+  Descriptor file(::fcntl(*handed_over, F_DUPFD_CLOEXEC, 0));
+  struct stat status{};
+  if (file.get() < 0 || ::fstat(file.get(), &status) != 0)
+    throw SystemError(errno, "cannot take a memory file over");
+  const int seals = ::fcntl(file.get(), F_GET_SEALS);
+  if (seals < 0) throw SystemError(errno, "expected a memory file to take over");
+  const auto found = static_cast<std::size_t>(status.st_size);
+  if ((seals & F_SEAL_SEAL) == 0) {
+    seal_memory_file(file.get(), bytes);
+  } else if (found != bytes) {
+    ::fallocate(file.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, status.st_size);
+    return make_memory_file(memory_file_name, bytes);
+  }
+  return file;
 }
 
 Descriptor open_reader(int fd) {
@@ -45,9 +66,9 @@ void stay_in_the_background() {
 
 }  // namespace
 
-Pool::Pool(std::size_t capacity_bytes)
+Pool::Pool(std::size_t capacity_bytes, std::optional<int> memory_file)
     : chunk_count_(whole_chunks(capacity_bytes)),
-      file_(make_memory_file("stoker-pool", chunk_count_ * chunk_bytes)),
+      file_(memory_of(memory_file, chunk_count_ * chunk_bytes)),
       reader_(open_reader(file_.get())),
       memory_(Memory::shared(file_.get(), chunk_count_ * chunk_bytes, true)),
       huge_pages_(false),
@@ -85,17 +106,27 @@ std::vector<std::size_t> Pool::allocate(std::size_t count) {
   return chunks;
 }
 
+void Pool::claim(const std::vector<std::size_t>& chunks) {
+  const std::lock_guard lock(mutex_);
+  mark(chunks, true);
+  free_count_ -= chunks.size();
+}
+
 void Pool::release(const std::vector<std::size_t>& chunks) {
   const std::lock_guard lock(mutex_);
+  mark(chunks, false);
+  free_count_ += chunks.size();
+}
+
+void Pool::mark(const std::vector<std::size_t>& chunks, bool allocated) {
   std::vector<bool> after = allocated_;
   for (const std::size_t index : chunks) {
-    if (index >= chunk_count_ || !after[index])
-      throw std::invalid_argument("expected allocated chunks to release, found chunk " +
-                                  std::to_string(index) + " that is not");
-    after[index] = false;
+    if (index >= chunk_count_ || after[index] == allocated)
+      throw std::invalid_argument(std::string("expected ") + (allocated ? "free" : "allocated") +
+                                  " chunks, found chunk " + std::to_string(index) + " that is not");
+    after[index] = allocated;
   }
   allocated_ = std::move(after);
-  free_count_ += chunks.size();
 }
 
 std::span<std::byte> Pool::chunk(std::size_t index) const {

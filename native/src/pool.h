@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstddef>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <thread>
 #include <vector>
@@ -17,8 +18,10 @@ namespace stoker {
 
 class Pool {
  public:
-  // Holds as many whole chunks as fit in `capacity_bytes`; at least one must.
-  explicit Pool(std::size_t capacity_bytes);
+  // Holds as many whole chunks as fit in `capacity_bytes`; at least one must. `memory_file` is an
+  // empty memory file to use, or the one of an earlier pool, whose bytes stay where they are. If
+  // that was of another capacity its memory is given back, and this pool has a file of its own.
+  explicit Pool(std::size_t capacity_bytes, std::optional<int> memory_file = std::nullopt);
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
   ~Pool();
@@ -32,6 +35,8 @@ class Pool {
 
   // The lowest free chunks, all or none: neighbours map in one piece.
   std::vector<std::size_t> allocate(std::size_t count);
+  // These very chunks, all or none: one that is not free, or named twice, is refused.
+  void claim(const std::vector<std::size_t>& chunks);
   // All or none: a chunk that is not allocated, or named twice, is refused.
   void release(const std::vector<std::size_t>& chunks);
 
@@ -46,6 +51,7 @@ class Pool {
   std::size_t prefaulted_bytes() const { return prefaulted_bytes_; }
 
  private:
+  void mark(const std::vector<std::size_t>& chunks, bool allocated);
   void prefault_chunks();
 
   std::size_t chunk_count_;

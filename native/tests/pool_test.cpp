@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <stdexcept>
@@ -38,6 +39,17 @@ TEST(a_wrong_release_changes_nothing) {
   pool.release({0});
   THROWN(std::invalid_argument(""), pool.release({0}));
   THROWN(std::invalid_argument(""), stoker::Pool(chunk_bytes - 1));
+}
+
+TEST(the_memory_of_an_earlier_pool_is_taken_over) {
+  const stoker::Descriptor held(::memfd_create("held", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  stoker::Pool(2 * chunk_bytes, held.get()).chunk(1)[7] = std::byte{42};
+  stoker::Pool second(2 * chunk_bytes, held.get());
+  CHECK(second.chunk(1)[7] == std::byte{42});
+  second.claim({1});
+  THROWN(std::invalid_argument(""), second.claim({0, 1}));
+  CHECK(second.allocate(1) == std::vector<std::size_t>{0});
+  CHECK(stoker::Pool(chunk_bytes, held.get()).chunk(0)[7] == std::byte{0});
 }
 
 TEST(prefaulting_keeps_what_is_written) {

@@ -152,3 +152,55 @@ def test_ten_processes_hold_one_copy() -> None:
     pool_kib = count * CHUNK_BYTES // 1024
     # This process has its own mapping and so its own share of each page: 1 of 11.
     assert pool_kib * 0.88 < total_kib < pool_kib * 1.01
+
+
+def memory_file() -> int:
+    return os.memfd_create("handed-over", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+
+def test_a_pool_in_the_memory_file_of_an_earlier_one_finds_its_bytes() -> None:
+    held = memory_file()
+    first = Pool(3 * CHUNK_BYTES, held)
+    first.chunk(2)[:5] = b"stays"
+    inode = os.fstat(first.fd).st_ino
+    del first
+    gc.collect()
+
+    second = Pool(3 * CHUNK_BYTES, held)
+    os.close(held)
+
+    assert os.fstat(second.fd).st_ino == inode
+    assert bytes(second.chunk(2)[:5]) == b"stays"
+    with pytest.raises(PermissionError):
+        os.ftruncate(second.fd, 0)
+
+
+def test_a_memory_file_of_another_capacity_is_emptied_and_not_used() -> None:
+    held = memory_file()
+    Pool(2 * CHUNK_BYTES, held).chunk(0)[:] = b"x" * CHUNK_BYTES
+
+    other = Pool(3 * CHUNK_BYTES, held)
+
+    assert os.fstat(other.fd).st_ino != os.fstat(held).st_ino
+    assert other.capacity_bytes == 3 * CHUNK_BYTES
+    assert os.fstat(held).st_blocks == 0
+    os.close(held)
+
+
+def test_only_a_memory_file_is_taken_over() -> None:
+    with open(os.devnull) as file, pytest.raises(OSError, match="memory file"):
+        Pool(CHUNK_BYTES, file.fileno())
+    with pytest.raises(OSError, match="take a memory file over"):
+        Pool(CHUNK_BYTES, 1 << 20)
+
+
+def test_chosen_chunks_are_claimed_all_or_none() -> None:
+    pool = Pool(4 * CHUNK_BYTES)
+    pool.claim([3, 1])
+    for taken in ([0, 1], [0, 0], [0, 4]):
+        with pytest.raises(ValueError, match="expected free chunks"):
+            pool.claim(taken)
+    assert pool.free_count == 2
+    assert pool.allocate(2) == [0, 2]
+    pool.release([1])
+    assert pool.free_count == 1
