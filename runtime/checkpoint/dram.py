@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import structlog
 
-from stoker.native import Pool
+from stoker.native import CHUNK_BYTES, Pool
 from stoker.placement.errors import StorageFull
 from stoker.runtime.checkpoint.eviction import GreedyDual
 from stoker.runtime.checkpoint.fetch import Loading
+from stoker.runtime.checkpoint.pool_note import remove_note
 from stoker.runtime.checkpoint.ssd import SsdEntry
 
 ALLOCATE_SECONDS_MAXIMUM = 30.0
@@ -66,9 +67,21 @@ class DramTier:
             self._touch(entry)
             return entry
 
-    def add(self, digest: str, ssd: SsdEntry, begin: Callable[[list[int]], Loading]) -> DramEntry:
+    def add(self, ssd: SsdEntry, begin: Callable[[list[int]], Loading]) -> DramEntry:
         """Allocate chunks and `begin` a load into them; the entry is pinned and busy."""
-        chunks = self._allocate(len(ssd.manifest.chunks))
+        return self._add(ssd, begin, self._allocate(len(ssd.manifest.chunks)))
+
+    def adopt(
+        self, ssd: SsdEntry, begin: Callable[[list[int]], Loading], chunks: list[int]
+    ) -> DramEntry:
+        """As `add`, in chunks that hold the checkpoint already; ValueError if they are not free."""
+        self._pool.claim(chunks)
+        return self._add(ssd, begin, chunks)
+
+    def _add(
+        self, ssd: SsdEntry, begin: Callable[[list[int]], Loading], chunks: list[int]
+    ) -> DramEntry:
+        digest = ssd.manifest.digest
         try:
             entry = DramEntry(digest, ssd, begin(chunks), chunks)
         except BaseException:
@@ -78,6 +91,17 @@ class DramTier:
             self._entries[digest] = entry
             self._touch(entry)
         return entry
+
+    def check_capacity(self, count: int) -> None:
+        """StorageFull for a checkpoint of more chunks than there are."""
+        if count > self._pool.chunk_count:
+            raise StorageFull(
+                f"Expected at most {self._pool.capacity_bytes} bytes of weights, the node's whole "
+                f"memory for checkpoints, found {count * CHUNK_BYTES}.",
+                "Raise STOKER_DRAM_BYTES, or place the model on a larger node.",
+                asked_bytes=count * CHUNK_BYTES,
+                capacity_bytes=self._pool.capacity_bytes,
+            )
 
     def unpin(self, entry: DramEntry, *, cancel: bool = False) -> None:
         """With `cancel`, a load that nobody else waits for is stopped."""
@@ -159,6 +183,8 @@ class DramTier:
         """Give the chunks of a retired entry back once nobody touches them."""
         if not entry.retired or entry.pins or entry.busy or not entry.chunks:
             return []
+        # First, so that no note ever names chunks that hold something else.
+        remove_note(entry.ssd.path)
         self._pool.release(entry.chunks)
         entry.chunks = []
         self._changed.notify_all()
@@ -173,15 +199,14 @@ class DramTier:
         self._order.touch(entry.digest, self._reload_seconds(size), size)
 
     def _full(self, count: int) -> StorageFull:
-        chunk_bytes = self._pool.capacity_bytes // max(self._pool.chunk_count, 1)
         free = self._pool.free_count
         pinned = sum(len(entry.chunks) for entry in self._entries.values() if entry.pins)
         return StorageFull(
-            f"Expected room for {count * chunk_bytes} bytes of weights in the node's memory, "
-            f"found {free * chunk_bytes} free and {pinned * chunk_bytes} in use of "
+            f"Expected room for {count * CHUNK_BYTES} bytes of weights in the node's memory, "
+            f"found {free * CHUNK_BYTES} free and {pinned * CHUNK_BYTES} in use of "
             f"{self._pool.capacity_bytes}.",
             "Raise STOKER_DRAM_BYTES, or wait until another model's instances are idle.",
-            asked_bytes=count * chunk_bytes,
-            free_bytes=free * chunk_bytes,
-            pinned_bytes=pinned * chunk_bytes,
+            asked_bytes=count * CHUNK_BYTES,
+            free_bytes=free * CHUNK_BYTES,
+            pinned_bytes=pinned * CHUNK_BYTES,
         )

@@ -36,6 +36,7 @@ class LoadContext:
     ssd: SsdTier
     fetchers: ThreadPoolExecutor
     writers: ThreadPoolExecutor
+    verifiers: ThreadPoolExecutor
     remote_bandwidth: Bandwidth
     ssd_bandwidth: Bandwidth
 
@@ -44,7 +45,13 @@ class Loading:
     """`run` loads everything and returns when nothing touches the pool chunks any more."""
 
     def __init__(
-        self, context: LoadContext, entry: SsdEntry, source: Source, pool_chunks: Sequence[int]
+        self,
+        context: LoadContext,
+        entry: SsdEntry,
+        source: Source,
+        pool_chunks: Sequence[int],
+        *,
+        filled: bool = False,
     ) -> None:
         self._context = context
         self._entry = entry
@@ -60,6 +67,7 @@ class Loading:
             [bytes.fromhex(known) if known else None for known in self._digests],
             self.progress,
         )
+        self._filled = filled
         self._cancelled = threading.Event()
         self._writing = source.local_dir is None
         self._writes: list[Future[None]] = []
@@ -105,7 +113,8 @@ class Loading:
                     self._context.ssd.learn(self._entry, chunk.ordinal, found.hex())
 
     def _load_chunks(self) -> None:
-        local, remote = self._split()
+        missing = self._verify_filled() if self._filled else list(self._chunks)
+        local, remote = self._split(missing) if missing else ([], [])
         fetches = [self._context.fetchers.submit(self._fetch, chunk) for chunk in remote]
         try:
             if local:
@@ -120,16 +129,32 @@ class Loading:
             wait([fetch for fetch in fetches if not fetch.cancel()])
         self._context.remote_bandwidth.record(self._meter.bytes, self._meter.seconds)
 
-    def _split(self) -> tuple[list[ChunkEntry], list[ChunkEntry]]:
-        """The chunks that lie on this machine, and those that must be fetched."""
+    def _verify_filled(self) -> list[ChunkEntry]:
+        """Verify what the pool's chunks hold from before; those that must be read again."""
+        sound = self._context.verifiers.map(self._is_filled, self._chunks)
+        return [chunk for chunk, holds in zip(self._chunks, sound, strict=True) if not holds]
+
+    def _is_filled(self, chunk: ChunkEntry) -> bool:
+        if self._digests[chunk.ordinal] is None:
+            return False
+        self._load.fill(chunk.ordinal)
+        try:
+            self._load.commit(chunk.ordinal)
+        except ChunkError as error:
+            _log.warning("pool_chunk_corrupt", uri=self._source.uri, ordinal=error.ordinal)
+            return False
+        return True
+
+    def _split(self, missing: list[ChunkEntry]) -> tuple[list[ChunkEntry], list[ChunkEntry]]:
+        """The missing chunks that lie on this machine, and those that must be fetched."""
         if self._source.local_dir is not None:
             for weight in self._entry.manifest.weights:
                 self._source.read(weight.name, 0, memoryview(bytearray()), weight.version)
-            return list(self._chunks), []
+            return missing, []
         cached = self._entry.cached
         return (
-            [chunk for chunk in self._chunks if chunk.ordinal in cached],
-            [chunk for chunk in self._chunks if chunk.ordinal not in cached],
+            [chunk for chunk in missing if chunk.ordinal in cached],
+            [chunk for chunk in missing if chunk.ordinal not in cached],
         )
 
     def _read_local(self, local: list[ChunkEntry]) -> list[ChunkEntry]:
@@ -145,20 +170,35 @@ class Loading:
             except ChunkError as error:
                 if self._source.local_dir is not None:
                     raise self._corrupt(error, self._chunks[error.ordinal]) from error
-                _log.warning("ssd_chunk_corrupt", path=error.path, ordinal=error.ordinal)
-                self._context.ssd.quarantine(self._entry, error.ordinal)
-                spoilt.append(pending.pop(error.ordinal))
+                spoilt.append(self._spoilt(pending.pop(error.ordinal), str(error)))
             except OSError as error:
-                raise SourceUnavailable(
-                    f"Expected to read {error.filename}, found: {error.strerror}.",
-                    "Check the disk that holds the checkpoint.",
-                ) from error
+                chunk = self._cached_at(error.filename)
+                if chunk is None:
+                    raise SourceUnavailable(
+                        f"Expected to read {error.filename}, found: {error.strerror}.",
+                        "Check the disk that holds the checkpoint.",
+                    ) from error
+                spoilt.append(self._spoilt(pending.pop(chunk.ordinal), str(error)))
             pending = {n: c for n, c in pending.items() if not self.progress.is_ready(n)}
         seconds = time.monotonic() - started
         self.progress.load_seconds = seconds
         read_bytes = sum(chunk.bytes for chunk in local) - sum(chunk.bytes for chunk in spoilt)
         self._context.ssd_bandwidth.record(read_bytes, seconds)
         return spoilt
+
+    def _cached_at(self, path: str | None) -> ChunkEntry | None:
+        """The chunk whose copy on the SSD is at `path`; None for what lies elsewhere."""
+        if path is None or self._source.local_dir is not None:
+            return None
+        return next(
+            (c for c in self._chunks if path == str(self._entry.chunk_path(c.ordinal))), None
+        )
+
+    def _spoilt(self, chunk: ChunkEntry, found: str) -> ChunkEntry:
+        """Delete the copy on the SSD, which did not verify or cannot be read."""
+        _log.warning("ssd_chunk_spoilt", uri=self._source.uri, ordinal=chunk.ordinal, found=found)
+        self._context.ssd.quarantine(self._entry, chunk.ordinal)
+        return chunk
 
     def _request(self, chunk: ChunkEntry) -> ReadRequest:
         folder = self._source.local_dir

@@ -1,11 +1,15 @@
 """The SSD tier: one folder per checkpoint, bounded, evicted greedy-dual.
 
-    <digest>/manifest.json      <digest>/layout.json       <digest>/files/config.json …
+    <digest>/manifest.json      its SHA-256 is the folder's name
+    <digest>/layout.json        <digest>/files/config.json …   <digest>/sums.json: see small_files
     <digest>/chunks/<ordinal>   written under another name, synced, renamed: whole or absent
-    <digest>/digests            `<ordinal> <hex>` lines, learnt while an unpacked checkpoint loaded
-    <digest>/origin             the folder of a file:// checkpoint, whose weights are read in place
+    <digest>/digests            `<ordinal> <hex> <CRC-32>` lines, learnt while an unpacked
+                                checkpoint loaded; a line that its check does not fit is no line
+    <digest>/origin             there for a file:// checkpoint, whose weights are read in place
+    <digest>/resident           see pool_note
 
-A partial copy is usable chunk by chunk. A chunk without a known digest is not used.
+A partial copy is usable chunk by chunk. A chunk without a known digest is not used. Since whatever
+is read is verified, a crash of the machine can only cost work: names of chunks are not synced.
 """
 
 from __future__ import annotations
@@ -15,20 +19,23 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import structlog
 
 from stoker.placement.errors import CheckpointError, StorageFull
 from stoker.runtime.checkpoint import manifest as manifests
+from stoker.runtime.checkpoint import small_files
 from stoker.runtime.checkpoint.eviction import GreedyDual
 from stoker.runtime.checkpoint.layout import encode_layout
-from stoker.runtime.checkpoint.manifest import Manifest
+from stoker.runtime.checkpoint.manifest import FileEntry, Manifest
 from stoker.runtime.durable import sync_folder, write_file
 
-_DIGEST_LINE = re.compile(r"^(\d{1,9}) ([0-9a-f]{32})$", re.MULTILINE)
+_DIGEST_LINE = re.compile(r"^(\d{1,9}) ([0-9a-f]{32}) ([0-9a-f]{8})$", re.MULTILINE)
 _log = structlog.get_logger()
 
 
@@ -47,11 +54,16 @@ class SsdEntry:
 
     @property
     def files_dir(self) -> Path:
-        return self.path / "files"
+        return self.path / small_files.FILES_NAME
 
     @property
     def layout_path(self) -> Path:
-        return self.path / "layout.json"
+        return self.path / small_files.LAYOUT_NAME
+
+    @cached_property
+    def layout(self) -> bytes:
+        """What must be at `layout_path`."""
+        return encode_layout(self.manifest)
 
     @property
     def weight_bytes(self) -> int:
@@ -76,6 +88,7 @@ class SsdTier:
         self._capacity_bytes = capacity_bytes
         self._reload_seconds = reload_seconds
         self._lock = threading.Lock()
+        self._mending = threading.Lock()
         self._order = GreedyDual()
         self._reserved_bytes = 0
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -110,23 +123,22 @@ class SsdTier:
     def admit(self, manifest: Manifest, files: dict[str, bytes], origin: Path | None) -> SsdEntry:
         """Store the small files; the entry is held. StorageFull when they do not fit."""
         digest = manifest.digest
-        layout, encoded = encode_layout(manifest), manifests.encode(manifest)
-        files_bytes = sum(map(len, files.values())) + len(layout) + len(encoded)
+        payloads = small_files.payloads(encode_layout(manifest), files)
+        payloads["manifest.json"] = manifests.encode(manifest)
+        files_bytes = sum(map(len, payloads.values()))
         if not self._reserve(files_bytes):
             raise self._full(files_bytes)
         temporary = self._directory / f"{digest}.tmp"
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             (temporary / "chunks").mkdir(parents=True, mode=0o700)
-            (temporary / "files").mkdir()
-            for name, payload in files.items():
-                path = temporary / "files" / name
-                path.parent.mkdir(exist_ok=True)
+            (temporary / small_files.FILES_NAME).mkdir()
+            for name, payload in payloads.items():
+                path = temporary / name
+                path.parent.mkdir(parents=True, exist_ok=True)
                 write_file(path, payload)
-            write_file(temporary / "layout.json", layout)
             if origin is not None:
                 write_file(temporary / "origin", os.fsencode(origin))
-            write_file(temporary / "manifest.json", encoded)
             temporary.rename(self._directory / digest)
             sync_folder(self._directory)
         except OSError as error:
@@ -140,6 +152,20 @@ class SsdTier:
             self._entries[digest] = entry
             self._touch(digest)
         return entry
+
+    def mend(self, entry: SsdEntry, fetch: Callable[[FileEntry], bytes]) -> None:
+        """Verify layout and small files; what is damaged is replaced, by what `fetch` gives.
+
+        Raises what `fetch` raises, and StorageFull when the disk refuses the replacement.
+        """
+        if not small_files.damaged(entry.path, entry.manifest, entry.layout):
+            return
+        try:
+            with self._mending:
+                names = small_files.mend(entry.path, entry.manifest, entry.layout, fetch)
+        except OSError as error:
+            raise self._failed(error) from error
+        _log.warning("ssd_files_mended", path=str(entry.path), names=names)
 
     def reserve_chunk(self, byte_count: int) -> bool:
         """Make room for a chunk; False when what is in use leaves none."""
@@ -160,7 +186,7 @@ class SsdTier:
         try:
             with open(entry.path / "digests", "ab", buffering=0) as file:
                 # The line break leads, so that a torn line spoils no other.
-                file.write(f"\n{ordinal} {digest}".encode())
+                file.write(f"\n{_digest_line(ordinal, digest)}".encode())
         except OSError as error:
             _log.warning("chunk_digest_not_kept", path=str(entry.path), error=error.strerror)
 
@@ -168,7 +194,11 @@ class SsdTier:
         """Delete a cached chunk that did not verify."""
         with self._lock:
             entry.cached.pop(ordinal, None)
-        entry.chunk_path(ordinal).unlink(missing_ok=True)
+        _unlink(entry.chunk_path(ordinal))
+
+    def entries(self) -> list[SsdEntry]:
+        with self._lock:
+            return list(self._entries.values())
 
     def weight_bytes(self) -> dict[str, int]:
         """Per checkpoint, the weight bytes that this node can read without the network."""
@@ -215,7 +245,7 @@ class SsdTier:
         _log.info("ssd_checkpoint_evicted", digest=digest, ssd_bytes=entry.disk_bytes)
         if entry.holders:
             for ordinal in entry.cached:
-                entry.chunk_path(ordinal).unlink(missing_ok=True)
+                _unlink(entry.chunk_path(ordinal))
             entry.cached.clear()
             return
         del self._entries[digest]
@@ -257,8 +287,9 @@ def _load_entry(path: Path) -> SsdEntry | None:
         manifest = manifests.decode((path / "manifest.json").read_bytes())
         if manifest.digest != path.name:
             return None
-        small = (f for f in (path / "files").rglob("*") if f.is_file())
-        sizes = [f.stat().st_size for f in (*small, path / "layout.json", path / "manifest.json")]
+        for leftover in (*path.glob("*.tmp"), *(path / small_files.FILES_NAME).rglob("*.tmp")):
+            leftover.unlink()
+        sizes = [f.stat().st_size for f in _small_paths(path) if f.is_file()]
         entry = SsdEntry(manifest, path, (path / "origin").exists(), sum(sizes))
         entry.digests = _learnt_digests(path / "digests")
         for chunk in (path / "chunks").iterdir():
@@ -268,6 +299,11 @@ def _load_entry(path: Path) -> SsdEntry | None:
     except (OSError, CheckpointError):
         return None
     return entry
+
+
+def _small_paths(folder: Path) -> Iterator[Path]:
+    yield from (folder / small_files.FILES_NAME).rglob("*")
+    yield from folder.glob("*.json")
 
 
 def _is_sound_chunk(path: Path, entry: SsdEntry) -> bool:
@@ -283,7 +319,23 @@ def _learnt_digests(path: Path) -> dict[int, str]:
     if not path.exists():
         return {}
     text = path.read_text(errors="replace")
-    return {int(ordinal): digest for ordinal, digest in _DIGEST_LINE.findall(text)}
+    return {
+        int(line[1]): line[2]
+        for line in _DIGEST_LINE.finditer(text)
+        if line[0] == _digest_line(int(line[1]), line[2])
+    }
+
+
+def _digest_line(ordinal: int, digest: str) -> str:
+    text = f"{ordinal} {digest}"
+    return f"{text} {zlib.crc32(text.encode()):08x}"
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("ssd_chunk_not_removed", path=str(path), error=error.strerror)
 
 
 def _remove_folder(path: Path) -> None:

@@ -14,12 +14,19 @@ from pathlib import Path
 import structlog
 
 from stoker.native import Pool
-from stoker.placement.errors import CheckpointChanged, DeadlineExceeded
+from stoker.placement.errors import CheckpointChanged, DeadlineExceeded, StokerError
 from stoker.placement.records import CheckpointRef
 from stoker.runtime.checkpoint.bandwidth import Bandwidth
 from stoker.runtime.checkpoint.dram import DramEntry, DramTier
-from stoker.runtime.checkpoint.fetch import LoadContext, Loading
-from stoker.runtime.checkpoint.manifest import Manifest
+from stoker.runtime.checkpoint.fetch import READ_THREADS, LoadContext, Loading
+from stoker.runtime.checkpoint.manifest import FileEntry, Manifest, chunk_count
+from stoker.runtime.checkpoint.pool_note import (
+    PoolNote,
+    memory_identity,
+    read_note,
+    remove_note,
+    write_note,
+)
 from stoker.runtime.checkpoint.residency import Residency
 from stoker.runtime.checkpoint.resolve import read_small_file, resolve
 from stoker.runtime.checkpoint.settings import CheckpointSettings
@@ -73,6 +80,8 @@ class CheckpointCache:
             writers=ThreadPoolExecutor(1, "write-behind"),
             remote_bandwidth=self._remote,
             ssd_bandwidth=self._local,
+            # Apart from the fetchers, whose loads somebody waits for.
+            verifiers=ThreadPoolExecutor(READ_THREADS, "verify"),
         )
         # Apart from the fetchers, where they would queue behind the weights of other loads.
         self._small_files = ThreadPoolExecutor(SMALL_FILE_THREADS, "small-files")
@@ -80,6 +89,8 @@ class CheckpointCache:
         self._openings: dict[str, Future[None]] = {}
         self._resolved: OrderedDict[str, Manifest] = OrderedDict()
         self._loaders: set[threading.Thread] = set()
+        self._memory = memory_identity(pool)
+        self._adopt()
 
     def resolve(self, uri: str) -> CheckpointRef:
         """Pin the checkpoint that is now at `uri`.
@@ -108,6 +119,11 @@ class CheckpointCache:
                 if opening is None:
                     opening = self._openings[ref.digest] = Future()
             entry = self._lead(ref, opening) if mine else self._follow(ref, opening)
+        try:
+            self._ssd.mend(entry.ssd, functools.partial(self._fetch_again, ref))
+        except BaseException:
+            self._unpin(entry, True)
+            raise
         return Residency(entry, functools.partial(self._unpin, entry))
 
     def residents(self) -> list[Resident]:
@@ -132,7 +148,12 @@ class CheckpointCache:
             loaders = list(self._loaders)
         for thread in loaders:
             thread.join(OPEN_SECONDS_MAXIMUM)
-        for executor in (self._context.fetchers, self._context.writers, self._small_files):
+        for executor in (
+            self._context.fetchers,
+            self._context.writers,
+            self._context.verifiers,
+            self._small_files,
+        ):
             executor.shutdown(cancel_futures=True)
 
     def _lead(self, ref: CheckpointRef, opening: Future[None]) -> DramEntry:
@@ -161,30 +182,34 @@ class CheckpointCache:
         return self._dram.pin(ref.digest)
 
     def _start(self, ref: CheckpointRef) -> DramEntry:
+        self._dram.check_capacity(chunk_count(ref.weight_bytes))
         source = self._open_source(ref.uri)
         ssd_entry = self._ssd.hold(ref.digest) or self._admit(ref, source)
+        begin = functools.partial(Loading, self._context, ssd_entry, source)
+        return self._begin(ssd_entry, source.uri, lambda: self._dram.add(ssd_entry, begin))
+
+    def _begin(self, held: SsdEntry, uri: str, add: Callable[[], DramEntry]) -> DramEntry:
+        """Run the load of the entry that `add` makes."""
         try:
-            entry = self._dram.add(
-                ref.digest,
-                ssd_entry,
-                functools.partial(Loading, self._context, ssd_entry, source),
-            )
+            entry = add()
         except BaseException:
-            self._ssd.release(ssd_entry)
+            self._ssd.release(held)
             raise
-        self._ssd.begin_reading(ssd_entry)
+        self._ssd.begin_reading(held)
         thread = threading.Thread(
-            target=self._run, args=(entry,), name=f"load-{ref.digest[:8]}", daemon=True
+            target=self._run, args=(entry, uri), name=f"load-{entry.digest[:8]}", daemon=True
         )
         with self._lock:
             self._loaders.add(thread)
         thread.start()
         return entry
 
-    def _run(self, entry: DramEntry) -> None:
+    def _run(self, entry: DramEntry, uri: str) -> None:
         try:
             entry.loading.load()
             self._dram.loaded(entry)
+            if entry.loading.complete:
+                write_note(entry.ssd.path, PoolNote(self._memory, uri, tuple(entry.chunks)))
             self._on_change()
             entry.loading.finish()
         finally:
@@ -193,6 +218,28 @@ class CheckpointCache:
             with self._lock:
                 self._loaders.discard(threading.current_thread())
         self._on_change()
+
+    def _adopt(self) -> None:
+        """Take over what an earlier agent left in the pool; it is verified before it is served."""
+        for held in self._ssd.entries():
+            note = read_note(held.path)
+            if note is None or note.memory != self._memory:
+                remove_note(held.path)
+                continue
+            try:
+                self._adopt_one(held, note)
+            except (StokerError, ValueError) as error:
+                _log.warning("pool_note_not_followed", uri=note.uri, cause=str(error))
+                remove_note(held.path)
+
+    def _adopt_one(self, ssd_entry: SsdEntry, note: PoolNote) -> None:
+        source = self._open_source(note.uri)
+        begin = functools.partial(Loading, self._context, ssd_entry, source, filled=True)
+        chunks = list(note.chunks)
+        self._ssd.hold(ssd_entry.manifest.digest)
+        entry = self._begin(ssd_entry, note.uri, lambda: self._dram.adopt(ssd_entry, begin, chunks))
+        _log.info("pool_checkpoint_adopted", digest=entry.digest, dram_bytes=entry.weight_bytes)
+        self._dram.unpin(entry)
 
     def _admit(self, ref: CheckpointRef, source: Source) -> SsdEntry:
         with self._lock:
@@ -203,11 +250,15 @@ class CheckpointCache:
                 f"Expected checkpoint {ref.digest} at {ref.uri}, found {manifest.digest}.",
                 "Deploy the function again to pin the model as it is now.",
             )
+        self._dram.check_capacity(len(manifest.chunks))
         payloads = self._small_files.map(functools.partial(read_small_file, source), manifest.files)
         files = {
             entry.name: payload for entry, payload in zip(manifest.files, payloads, strict=True)
         }
         return self._ssd.admit(manifest, files, source.local_dir)
+
+    def _fetch_again(self, ref: CheckpointRef, file: FileEntry) -> bytes:
+        return read_small_file(self._open_source(ref.uri), file)
 
     def _unpin(self, entry: DramEntry, cancel: bool) -> None:
         self._dram.unpin(entry, cancel=cancel)
