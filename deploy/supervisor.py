@@ -44,12 +44,13 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """A program to keep running; `log_path` receives its output."""
+    """A program to keep running; `log_path` receives its output, it inherits `descriptors`."""
 
     name: str
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     log_path: Path
+    descriptors: tuple[int, ...] = ()
 
 
 class Readiness(Protocol):
@@ -154,6 +155,7 @@ class Supervisor:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
+                    pass_fds=spec.descriptors,
                     start_new_session=True,
                     preexec_fn=_tether(os.getpid()),
                 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import stat
@@ -26,6 +25,7 @@ from stoker.gateway.cli.options import reports_errors
 from stoker.placement.environment import state_dir
 from stoker.placement.errors import Conflict, DeadlineExceeded, StokerError, StorageFull
 from stoker.placement.secrets_file import read_or_create_secret
+from stoker.placement.state_lock import lock_state
 
 READY_SECONDS = 60.0
 LOOK_SECONDS = 0.1
@@ -67,18 +67,20 @@ def up(
 def run(settings: UpSettings, tell: Callable[[str], None]) -> None:
     """Everything `up` does, until a stop signal; StokerError when it cannot."""
     prepare_state(settings.state)
-    with lock_state(settings.state):
+    with lock_state(settings.state, "up"), pool_memory() as memory:
         check_port_free(settings.port)
         password_path = settings.state / "auth" / "password"
         password = read_or_create_secret(password_path)
         read_or_create_secret(settings.state / "auth" / "cluster-token")
         environment = settings.environment(dict(os.environ))
+        agent_environment = environment | {"STOKER_POOL_DESCRIPTOR": str(memory)}
         specs = [
             ChildSpec(
                 name=name,
                 argv=python_module(module),
-                environment=environment,
+                environment=agent_environment if name == "agent" else environment,
                 log_path=settings.state / "logs" / f"{name}.log",
+                descriptors=(memory,) if name == "agent" else (),
             )
             for name, module in _PROCESSES
         ]
@@ -110,22 +112,11 @@ def prepare_state(state: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock_state(state: Path) -> Iterator[None]:
-    """Hold the state directory for this process; Conflict while another holds it."""
-    path = state / "run" / "up.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def pool_memory() -> Iterator[int]:
+    """An empty memory file for the node's pool, whose bytes outlive each agent that uses it."""
+    descriptor = os.memfd_create("stoker-pool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-            raise Conflict(
-                f"Expected no other `stoker up` on {state}, found process {holder}.",
-                "Stop it first, or name another directory with --state.",
-            ) from error
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

@@ -64,5 +64,15 @@ def whole_number(environment: Mapping[str, str], name: str, default: int) -> int
     return int(text)
 
 
+def descriptor(environment: Mapping[str, str], name: str) -> int | None:
+    """The number of an inherited descriptor, above the standard three; None when not set."""
+    text = environment.get(name)
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit() or not 2 < int(text) < 1 << 20:
+        _refuse(name, "the number of an inherited descriptor", text)
+    return int(text)
+
+
 def _refuse(name: str, expected: str, found: str) -> NoReturn:
     raise BadRequest(f"Expected {expected} in {name}, found {found!r:.100}.", f"Correct {name}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -13,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 import structlog
 
 from stoker.native import Pool
-from stoker.placement.errors import StokerError
+from stoker.placement.errors import StartFailed, StokerError
 from stoker.placement.records import NodeRecord
+from stoker.placement.state_lock import lock_state
 from stoker.placement.store import Store
 from stoker.placement.stores import open_store
 from stoker.runtime.agent import Agent, Tiers
@@ -43,14 +45,20 @@ def main() -> int:
         _configure_logging(settings.log_level)
         for directory in (settings.ssd_dir, settings.run_dir):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # What the instances of an agent left that was killed.
-        shutil.rmtree(settings.run_dir / "instances", ignore_errors=True)
-        store = open_store(settings.store_url)
+        with lock_state(settings.state_dir, "agent"):
+            return _run(settings, checkpoint_settings)
     except StokerError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+
+
+def _run(settings: Settings, checkpoint_settings: CheckpointSettings) -> int:
+    # What the instances of an agent left that was killed.
+    shutil.rmtree(settings.run_dir / "instances", ignore_errors=True)
+    pool = _pool(settings)
+    store = open_store(settings.store_url)
     try:
-        asyncio.run(_serve(settings, checkpoint_settings, store))
+        asyncio.run(_serve(settings, checkpoint_settings, store, pool))
     except StokerError as error:
         _log.error("agent_failed", cause=error.cause, remedy=error.remedy)
         return 1
@@ -59,12 +67,29 @@ def main() -> int:
     return 0
 
 
-async def _serve(settings: Settings, checkpoint_settings: CheckpointSettings, store: Store) -> None:
+def _pool(settings: Settings) -> Pool:
+    """The node's memory for checkpoints, in the memory file that was handed over, if any."""
+    try:
+        return Pool(settings.dram_bytes, settings.pool_descriptor)
+    except (OSError, ValueError) as error:
+        raise StartFailed(
+            f"Expected {settings.dram_bytes} bytes of shared memory for checkpoints, "
+            f"found: {error}.",
+            "Correct STOKER_DRAM_BYTES, or unset STOKER_POOL_DESCRIPTOR.",
+        ) from error
+    finally:
+        if settings.pool_descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.close(settings.pool_descriptor)
+
+
+async def _serve(
+    settings: Settings, checkpoint_settings: CheckpointSettings, store: Store, pool: Pool
+) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     listening = listen(settings.bind_host, settings.bind_port)
-    pool = Pool(settings.dram_bytes)
     pool.prefault(1)
     logs = FunctionLogs(settings.function_logs_dir)
     announcements = Announcements(store)

@@ -11,6 +11,7 @@ from pathlib import Path
 from stoker.placement.environment import (
     announced_address,
     cluster_token_file,
+    descriptor,
     log_level,
     state_dir,
     store_url,
@@ -23,7 +24,10 @@ from stoker.runtime.limits import GIB, core_count, default_dram_bytes, memory_by
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What one node agent is told. `bind_host` is also the host of every instance address."""
+    """What one node agent is told. `bind_host` is also the host of every instance address.
+
+    `pool_descriptor` is a memory file that is handed from agent to agent, None without one.
+    """
 
     store_url: str
     state_dir: Path
@@ -36,6 +40,7 @@ class Settings:
     ssd_bytes: int
     instances_maximum: int
     log_level: str
+    pool_descriptor: int | None
 
     @property
     def ssd_dir(self) -> Path:
@@ -72,6 +77,7 @@ class Settings:
             ssd_bytes=whole_number(environment, "STOKER_SSD_BYTES", ssd_bytes),
             instances_maximum=whole_number(environment, "STOKER_INSTANCES_MAXIMUM", 16),
             log_level=log_level(environment),
+            pool_descriptor=descriptor(environment, "STOKER_POOL_DESCRIPTOR"),
         )
 
 

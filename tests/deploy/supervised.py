@@ -1,6 +1,7 @@
 """Runs a Supervisor over the programs given as JSON in argv[1]; the tests kill and watch it."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -17,8 +18,9 @@ class ReadyAtOnce:
 def main() -> None:
     setup = json.loads(sys.argv[1])
     folder = Path(setup["folder"])
+    memory = (os.dup2(os.memfd_create("memory"), 9),) if setup["memory"] else ()
     specs = [
-        ChildSpec(name, (sys.executable, "-S", "-c", code), {}, folder / f"{name}.log")
+        ChildSpec(name, (sys.executable, "-S", "-c", code), {}, folder / f"{name}.log", memory)
         for name, code in setup["programs"].items()
     ]
     supervisor = Supervisor(

@@ -45,6 +45,14 @@ signal.signal(signal.SIGTERM, stop)
 with open({pids!r}, "a") as f: f.write(f"{{os.getpid()}}\\n")
 time.sleep(600)
 """
+# Counts its starts in the memory file that it inherits as descriptor 9.
+COUNTS_STARTS = """
+import os, time
+os.ftruncate(9, os.fstat(9).st_size + 1)
+with open({starts!r}, "a") as f: f.write(f"{{os.fstat(9).st_size}}\\n")
+with open({pids!r}, "a") as f: f.write(f"{{os.getpid()}}\\n")
+time.sleep(600)
+"""
 CRASHES = "import sys; print('the disk is on fire', flush=True); sys.exit(3)"
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -55,8 +63,15 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts a supervisor over programs by name, and kills it with all it left at the end."""
     started: list[subprocess.Popen[str]] = []
 
-    def begin(programs: Mapping[str, str], stop_seconds: float = 5.0) -> subprocess.Popen[str]:
-        setup = {"folder": str(tmp_path), "programs": programs, "stop_seconds": stop_seconds}
+    def begin(
+        programs: Mapping[str, str], stop_seconds: float = 5.0, memory: bool = False
+    ) -> subprocess.Popen[str]:
+        setup = {
+            "folder": str(tmp_path),
+            "programs": programs,
+            "stop_seconds": stop_seconds,
+            "memory": memory,
+        }
         process = subprocess.Popen(
             [sys.executable, str(DRIVER), json.dumps(setup)], stdout=subprocess.PIPE, text=True
         )
@@ -118,6 +133,17 @@ def test_what_a_dead_child_leaves_behind_is_killed_before_it_is_started_again(
 
     wait_for(lambda: len(pids(tmp_path)) == 4)
     wait_for(lambda: all(gone(pid) for pid in first))
+
+
+def test_each_start_of_a_child_inherits_the_same_memory(start: Start, tmp_path: Path) -> None:
+    paths = {"pids": str(tmp_path / "pids"), "starts": str(tmp_path / "starts")}
+    start({"one": COUNTS_STARTS.format(**paths)}, memory=True)
+    wait_for(lambda: len(pids(tmp_path)) == 1)
+
+    os.kill(pids(tmp_path)[0], signal.SIGKILL)
+
+    wait_for(lambda: len(pids(tmp_path)) == 2)
+    assert (tmp_path / "starts").read_text().split() == ["1", "2"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

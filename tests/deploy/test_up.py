@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from stoker.deploy.up import check_port_free, lock_state, prepare_state, remove_sockets
+from stoker.deploy.up import check_port_free, prepare_state, remove_sockets
 from stoker.deploy.up_settings import UpSettings, default_store_url, parse_size_bytes
 from stoker.placement.errors import BadRequest, Conflict, StorageFull
+from stoker.placement.state_lock import lock_state
 
 
 @pytest.mark.parametrize(
@@ -56,19 +57,19 @@ def test_a_state_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 def test_a_live_state_refuses_a_second_process_and_names_the_first(tmp_path: Path) -> None:
     prepare_state(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from stoker.deploy.up import lock_state\n"
-        "with lock_state(Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from stoker.placement.state_lock import lock_state\n"
+        "with lock_state(Path(sys.argv[1]), 'up'): print('locked', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"locked\n"
-        expected = f"Expected no other `stoker up` on {tmp_path}, found process {holder.pid}"
-        with pytest.raises(Conflict, match=expected), lock_state(tmp_path):
+        expected = f"hold {tmp_path}/run/up.lock, found process {holder.pid}"
+        with pytest.raises(Conflict, match=expected), lock_state(tmp_path, "up"):
             pass
         holder.kill()
-    with lock_state(tmp_path):
+    with lock_state(tmp_path, "up"):
         pid = (tmp_path / "run" / "up.lock").read_text()
     assert pid == f"{os.getpid()}\n"
 

@@ -6,12 +6,14 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from harness import web
 from harness.stack import Stack, wait_until
+from stoker.native import CHUNK_BYTES
 
 BUCKET = "models"
 
@@ -73,6 +75,51 @@ def test_a_killed_process_comes_back_and_no_function_is_lost(
 
     wait_until(answered, f"a call succeeds after kill -9 of {module}", 40)
     assert {f["name"] for f in stack.system("GET", "/system/functions").json()} == before
+
+
+def test_after_kill_9_of_the_agent_the_weights_are_in_memory_but_for_a_chunk_that_was_damaged(
+    stack: Stack, chat: str
+) -> None:
+    before = stack.chat(chat, "Hi", max_tokens=3, temperature=0).json()["choices"]
+    wait_until(lambda: is_noted(stack), "the agent has noted what the pool holds")
+
+    kill_agent(stack)
+    wait_until(lambda: resident(stack)[0]["dram_resident_bytes"] > 200_000_000, "it was adopted")
+    warm = stack.chat(chat, "Hi", max_tokens=3, temperature=0)
+    assert warm.json()["choices"][0]["message"] == before[0]["message"]
+    assert (warm.stages["fetch"], warm.stages["load"]) == (0, 0)
+
+    kill_agent(stack, lambda: damage_pool(stack))
+    wait_until(lambda: resident(stack)[0]["dram_resident_bytes"] > 200_000_000, "it was mended")
+    mended = stack.chat(chat, "Hi", max_tokens=3, temperature=0)
+    assert mended.json()["choices"][0]["message"] == before[0]["message"]
+    assert "pool_chunk_corrupt" in (stack.state / "logs" / "agent.log").read_text()
+
+
+def is_noted(stack: Stack) -> bool:
+    return any((stack.state / "ssd").glob("*/resident"))
+
+
+def kill_agent(stack: Stack, then: Callable[[], None] = lambda: None) -> None:
+    killed = stack.process_of("stoker.runtime.agent_main")
+    os.kill(killed, signal.SIGKILL)
+    then()
+    wait_until(lambda: killed not in stack.descendants(), "the agent is gone")
+    wait_until(lambda: stack.system("GET", "/system/nodes").json() == [], "its node is gone")
+    wait_until(stack.is_ready, "a new agent is ready", 40)
+
+
+def damage_pool(stack: Stack) -> None:
+    """Flip a bit of a chunk, in the memory file that the supervisor keeps for the agents."""
+    assert stack.process is not None
+    descriptors = Path(f"/proc/{stack.process.pid}/fd").iterdir()
+    (memory,) = (d for d in descriptors if "memfd:stoker-pool" in str(d.readlink()))
+    note = json.loads(next((stack.state / "ssd").glob("*/resident")).read_text())
+    with memory.open("r+b", buffering=0) as file:
+        file.seek(note["chunks"][3] * CHUNK_BYTES + 12345)
+        (octet,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([octet ^ 1]))
 
 
 def test_stopping_leaves_no_process_and_a_second_up_finds_functions_and_a_warm_ssd(

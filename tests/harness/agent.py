@@ -35,7 +35,7 @@ class AgentProcess:
         self.store = open_store(url)
         self.view = View(self.store)
         self._changed = threading.Event()
-        self._variables = {
+        self.variables = {
             **os.environ,
             "STOKER_STORE": url,
             "STOKER_STATE": str(state),
@@ -50,7 +50,7 @@ class AgentProcess:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "stoker.runtime.agent_main"], env=self._variables
+            [sys.executable, "-P", "-m", "stoker.runtime.agent_main"], env=self.variables
         )
 
     def wait_for(self, holds: Callable[[Snapshot], object], seconds: float = 40.0) -> Snapshot:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,6 +121,32 @@ def test_a_model_is_resolved_loaded_and_served_and_its_weights_stay(
 def test_a_model_that_is_not_there_is_a_typed_error(agent: AgentProcess, tmp_path: Path) -> None:
     answer = agent.http("POST", "/resolve", encode(ResolveRequest(f"file://{tmp_path}/none")))
     assert (answer.status, answer.json()["error"]["code"]) == (400, "checkpoint_missing")
+
+
+def test_a_second_agent_on_one_state_directory_is_refused_and_harms_nothing(
+    agent: AgentProcess, echo: FunctionRecord
+) -> None:
+    order = agent.assign("1-6", echo)
+    agent.instance("1-6", "serving")
+    leftover = agent.state / "ssd" / "half.tmp"  # the first agent may be writing this
+    leftover.mkdir()
+
+    second = subprocess.run(
+        [sys.executable, "-P", "-m", "stoker.runtime.agent_main"],
+        env=agent.variables | {"STOKER_NODE_ID": "node-2"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert second.returncode == 1
+    assert f"agent.lock, found process {agent.process.pid}." in second.stderr
+    assert leftover.exists()
+    assert agent.call(order.address, b"still").body == b"still"
+    leftover.rmdir()
+    agent.revoke(order)
+    agent.gone("1-6")
 
 
 def test_after_kill_9_every_worker_is_gone_and_a_new_agent_gives_the_order_back(

@@ -44,6 +44,8 @@ def test_what_is_set_holds(tmp_path: Path) -> None:
         ("STOKER_CORES", "0", "STOKER_CORES"),
         ("STOKER_DRAM_BYTES", "much", "STOKER_DRAM_BYTES"),
         ("STOKER_LOG_LEVEL", "loud", "STOKER_LOG_LEVEL"),
+        ("STOKER_POOL_DESCRIPTOR", "1", "STOKER_POOL_DESCRIPTOR"),
+        ("STOKER_POOL_DESCRIPTOR", "seven", "STOKER_POOL_DESCRIPTOR"),
         ("STOKER_CLUSTER_TOKEN_FILE", "/nonexistent/token", "/nonexistent/token"),
     ],
 )

@@ -76,11 +76,12 @@ def make_cache(tmp_path: Path) -> Iterator[MakeCache]:
         ssd_bytes: int = GIB,
         settings: CheckpointSettings | None = None,
         on_change: Callable[[], None] = lambda: None,
+        memory_file: int | None = None,
     ) -> CheckpointCache:
         cache = CheckpointCache(
             tmp_path / "ssd",
             ssd_bytes,
-            Pool(chunks * CHUNK_BYTES),
+            Pool(chunks * CHUNK_BYTES, memory_file),
             settings or CheckpointSettings(),
             source_opener=opener,
             on_change=on_change,
