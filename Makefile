@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 BENCH_INSTALLED := $(VENV)/.bench-installed
 
-.PHONY: test lint unit demo bench-loader native-sanitize native-fuzz format clean
+.PHONY: test lint unit chaos-checkpoint demo bench-loader native-sanitize native-fuzz format clean
 
 test: lint unit
 
@@ -33,6 +33,10 @@ unit: $(INSTALLED)
 	sh deploy/install_test_tools.sh
 	$(BIN)/python functions/fetch_models.py
 	$(BIN)/pytest
+
+# Every round of the faults of which `make test` runs a few: kills, damage, a full disk.
+chaos-checkpoint: $(INSTALLED)
+	$(BIN)/pytest tests/chaos --full -rP
 
 demo: $(INSTALLED)
 	$(BIN)/python benchmarks/demo/run.py

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
 from safetensors.numpy import save_file
 
-from stoker.runtime.checkpoint.manifest import CHUNK_BYTES
+from stoker.native import digest
+from stoker.runtime.checkpoint.manifest import CHUNK_BYTES, MANIFEST_NAME, encode
+from stoker.runtime.checkpoint.resolve import resolve
+from stoker.runtime.checkpoint.source_file import FileSource
 
 
 def tensors(mebibytes: int, seed: int = 0, name: str = "weight") -> dict[str, numpy.ndarray]:
@@ -40,6 +45,28 @@ def sharded(folder: Path, mebibytes: int = 17) -> Path:
         weight_map |= dict.fromkeys(part, name)
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def packed(folder: Path) -> Path:
+    """The same folder with a manifest that pins every chunk and file, as packing writes it."""
+    manifest = resolve(FileSource(folder))
+    files = tuple(
+        replace(f, version=None, sha256=hashlib.sha256((folder / f.name).read_bytes()).hexdigest())
+        for f in manifest.files
+    )
+    weights = tuple(
+        replace(
+            w,
+            version=None,
+            chunks=tuple(
+                digest(chunk_bytes_of(folder / w.name, k)).hex() for k in range(len(w.chunks))
+            ),
+        )
+        for w in manifest.weights
+    )
+    pinned = replace(manifest, packed=True, files=files, weights=weights)
+    (folder / MANIFEST_NAME).write_bytes(encode(pinned))
     return folder
 
 
