@@ -98,7 +98,9 @@ class Node:
         assert residency.layout_path.read_bytes() == self.layouts[residency.digest]
 
     def files(self, ref: CheckpointRef) -> list[Path]:
-        return sorted(p for p in (self.ssd_dir / ref.digest).rglob("*") if p.is_file())
+        """What can be damaged, which is not what an earlier round has emptied."""
+        files = (path for path in (self.ssd_dir / ref.digest).rglob("*") if path.is_file())
+        return sorted(path for path in files if path.stat().st_size)
 
 
 @pytest.fixture(scope="module")

@@ -93,6 +93,7 @@ def test_a_chunk_is_used_only_with_a_digest(tmp_path: Path) -> None:
     before.learn(known, 0, DIGEST)
     with open(unknown.path / "digests", "ab") as file:
         file.write(f"\n0 {DIGEST[:20]}".encode())  # torn by a crash
+        file.write(f"\n0 {DIGEST} 00000000".encode())  # damaged
 
     after = tier(tmp_path)
 

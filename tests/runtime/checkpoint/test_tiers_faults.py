@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from stoker.placement.errors import (
     DeadlineExceeded,
     SourceUnavailable,
     StokerError,
+    StorageFull,
 )
 from stoker.runtime.checkpoint import fetch
 from stoker.runtime.checkpoint.settings import CheckpointSettings
@@ -102,6 +104,58 @@ def test_a_corrupt_small_file_is_refused(packed_tiny: Path, make_cache: MakeCach
     with pytest.raises(ChunkCorrupt, match=r"SHA-256 .* of config\.json"):
         cache.open(ref)
     assert list((cache._ssd._directory).iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["files/config.json", "files/tokenizer.json", "layout.json"])
+def test_a_file_that_rots_on_the_ssd_is_replaced_at_the_next_open(
+    tmp_path: Path, make_cache: MakeCache, name: str
+) -> None:
+    source = fake(tmp_path)
+    cache = make_cache(opener(m=source))
+    ref, _ = loaded(cache, "s3://fake/m")
+    path = tmp_path / "ssd" / ref.digest / name
+    good = path.read_bytes()
+    path.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+
+    assert cache.open(ref).resident
+
+    assert path.read_bytes() == good
+
+
+def test_a_file_that_rots_on_the_ssd_and_cannot_be_replaced_is_not_served(
+    tmp_path: Path, make_cache: MakeCache
+) -> None:
+    source = fake(tmp_path)
+    cache = make_cache(opener(m=source))
+    ref, residency = loaded(cache, "s3://fake/m")
+    (residency.files_dir / "config.json").unlink()
+    source.fail_with(SourceUnavailable("The bucket is gone."))
+
+    with pytest.raises(SourceUnavailable):
+        cache.open(ref)
+
+    residency.close()
+    assert [entry.pins for entry in cache._dram.entries()] == [0]
+
+
+@pytest.mark.parametrize("make", [checkpoints.plain, checkpoints.sharded])
+def test_a_model_larger_than_the_whole_memory_is_refused_before_a_byte_moves(
+    tmp_path: Path, make_cache: MakeCache, make: Callable[[Path, int], Path]
+) -> None:
+    # Two shards begin a chunk each: 40 MiB as one file, and 17 + 1 in two, need three chunks.
+    source = FakeSource.of_folder(make(tmp_path / "m", 17 if make is checkpoints.sharded else 40))
+    cache = make_cache(opener(m=source), chunks=2)
+    ref = cache.resolve("s3://fake/m")
+    source.fail_with(SourceUnavailable("Nothing should be read."))
+
+    with pytest.raises(StorageFull, match=r"at most 33554432 bytes.* found 50331648") as caught:
+        cache.open(ref)
+
+    assert caught.value.details == {
+        "asked_bytes": 3 * CHUNK_BYTES,
+        "capacity_bytes": 2 * CHUNK_BYTES,
+    }
+    assert list((tmp_path / "ssd").iterdir()) == []
 
 
 def test_a_failed_load_gives_its_error_and_its_chunks_back(
