@@ -19,8 +19,12 @@ def main() -> None:
     # Some loaders print; the answer goes where nothing of theirs does.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    marks: dict[str, float] = {}
     if name.startswith("stoker"):
+        from ours import MARKS
         from ours import OURS as LOADERS
+
+        marks = MARKS
     else:
         from peers import PEERS as LOADERS
     load = LOADERS[name](target)
@@ -40,6 +44,7 @@ def main() -> None:
         "cpu_seconds": time.process_time() - cpu_begun,
         "rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "fingerprint": fingerprint(tensors),
+        **marks,
     }
     print(json.dumps(answer), file=answers, flush=True)
     # What a loader would do at the end is not measured, and may take long.
