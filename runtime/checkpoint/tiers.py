@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
@@ -19,14 +19,16 @@ from stoker.placement.records import CheckpointRef
 from stoker.runtime.checkpoint.bandwidth import Bandwidth
 from stoker.runtime.checkpoint.dram import DramEntry, DramTier
 from stoker.runtime.checkpoint.fetch import LoadContext, Loading
+from stoker.runtime.checkpoint.fetcher import Fetcher
 from stoker.runtime.checkpoint.manifest import Manifest
 from stoker.runtime.checkpoint.residency import Residency
 from stoker.runtime.checkpoint.resolve import read_small_file, resolve
 from stoker.runtime.checkpoint.settings import CheckpointSettings
 from stoker.runtime.checkpoint.source import OpenSource, Source, open_source
+from stoker.runtime.checkpoint.source_peer import PeerAccess, Peers, PeerSource
+from stoker.runtime.checkpoint.source_range import RangeReader
 from stoker.runtime.checkpoint.ssd import SsdEntry, SsdTier
 
-FETCH_THREADS = 8
 SMALL_FILE_THREADS = 4
 OPEN_SECONDS_MAXIMUM = 300.0
 RESOLVED_MAXIMUM = 64
@@ -60,6 +62,7 @@ class CheckpointCache:
         *,
         on_change: Callable[[], None] = lambda: None,
         source_opener: OpenSource | None = None,
+        cluster_token: str = "",
     ) -> None:
         self._open_source = source_opener or functools.partial(open_source, settings=settings)
         self._on_change = on_change
@@ -69,12 +72,13 @@ class CheckpointCache:
         self._context = LoadContext(
             pool=pool,
             ssd=self._ssd,
-            fetchers=ThreadPoolExecutor(FETCH_THREADS, "fetch"),
+            fetcher=Fetcher(),
             writers=ThreadPoolExecutor(1, "write-behind"),
             remote_bandwidth=self._remote,
             ssd_bandwidth=self._local,
         )
-        # Apart from the fetchers, where they would queue behind the weights of other loads.
+        self._peer_access = PeerAccess(cluster_token, RangeReader(proxied=False))
+        # Apart from the fetcher, where they would queue behind the weights of other loads.
         self._small_files = ThreadPoolExecutor(SMALL_FILE_THREADS, "small-files")
         self._lock = threading.Lock()
         self._openings: dict[str, Future[None]] = {}
@@ -94,8 +98,13 @@ class CheckpointCache:
                 self._resolved.popitem(last=False)
         return CheckpointRef(uri, manifest.digest, manifest.weight_bytes, manifest.packed)
 
-    def open(self, ref: CheckpointRef) -> Residency:
+    def open(
+        self, ref: CheckpointRef, *, deadline: float | None = None, peers: Sequence[str] = ()
+    ) -> Residency:
         """Hold the checkpoint; the load runs on behind the return. Opens of one digest coalesce.
+
+        Of several loads the one with the earliest `deadline` (time.monotonic) goes first; one
+        without gets what is left. `peers` are `host:port` of agents that may hold its chunks.
 
         Raises what `resolve` raises, CheckpointChanged when `ref` is no longer what lies there,
         and StorageFull when neither memory nor disk can be made free.
@@ -107,7 +116,9 @@ class CheckpointCache:
                 mine = opening is None
                 if opening is None:
                     opening = self._openings[ref.digest] = Future()
-            entry = self._lead(ref, opening) if mine else self._follow(ref, opening)
+            entry = (
+                self._lead(ref, opening, deadline, peers) if mine else self._follow(ref, opening)
+            )
         return Residency(entry, functools.partial(self._unpin, entry))
 
     def residents(self) -> list[Resident]:
@@ -132,14 +143,21 @@ class CheckpointCache:
             loaders = list(self._loaders)
         for thread in loaders:
             thread.join(OPEN_SECONDS_MAXIMUM)
-        for executor in (self._context.fetchers, self._context.writers, self._small_files):
+        self._context.fetcher.close()
+        for executor in (self._context.writers, self._small_files):
             executor.shutdown(cancel_futures=True)
 
-    def _lead(self, ref: CheckpointRef, opening: Future[None]) -> DramEntry:
+    def _lead(
+        self,
+        ref: CheckpointRef,
+        opening: Future[None],
+        deadline: float | None,
+        peers: Sequence[str],
+    ) -> DramEntry:
         """Open for all who ask meanwhile."""
         try:
             # It may have come in between the look at the pool and the look at the openings.
-            entry = self._dram.pin(ref.digest) or self._start(ref)
+            entry = self._dram.pin(ref.digest) or self._start(ref, deadline, peers)
         except BaseException as error:
             opening.set_exception(error)
             raise
@@ -160,14 +178,17 @@ class CheckpointCache:
             ) from error
         return self._dram.pin(ref.digest)
 
-    def _start(self, ref: CheckpointRef) -> DramEntry:
+    def _start(self, ref: CheckpointRef, deadline: float | None, peers: Sequence[str]) -> DramEntry:
         source = self._open_source(ref.uri)
         ssd_entry = self._ssd.hold(ref.digest) or self._admit(ref, source)
+        asked = [PeerSource(at, self._peer_access, ssd_entry.manifest) for at in peers]
         try:
             entry = self._dram.add(
                 ref.digest,
                 ssd_entry,
-                functools.partial(Loading, self._context, ssd_entry, source),
+                functools.partial(
+                    Loading, self._context, ssd_entry, source, Peers(asked), deadline
+                ),
             )
         except BaseException:
             self._ssd.release(ssd_entry)
