@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
@@ -26,6 +27,7 @@ from stoker.runtime.checkpoint.tiers import CheckpointCache
 from stoker.runtime.code_cache import CodeCache
 from stoker.runtime.function_logs import FunctionLogs
 from stoker.runtime.node import Node
+from stoker.runtime.peers import PeerDirectory
 from stoker.runtime.settings import Settings
 from stoker.runtime.spare_sockets import SpareSockets, address_of, listen
 from stoker.runtime.zygote_client import ZygoteClient
@@ -76,7 +78,9 @@ async def _serve(settings: Settings, checkpoint_settings: CheckpointSettings, st
         pool,
         checkpoint_settings,
         on_change=lambda: agent.note_change() if agent else None,
+        cluster_token=settings.cluster_token,
     )
+    peers = PeerDirectory(settings.node_id)
     zygote = ZygoteClient(
         settings.run_dir, os.environ, on_change=lambda: agent.announce() if agent else None
     )
@@ -100,7 +104,10 @@ async def _serve(settings: Settings, checkpoint_settings: CheckpointSettings, st
         ThreadPoolExecutor(settings.instances_maximum, "wait-for-load") as waiting_threads,
     ):
         node = Node(
-            open_checkpoint=cache.open,
+            # Somebody waits for it now, which no prefetch may delay.
+            open_checkpoint=lambda ref: cache.open(
+                ref, deadline=time.monotonic(), peers=peers.holding(ref.digest)
+            ),
             open_code=CodeCache(settings.code_dir, store).open,
             fork=zygote.start,
             announcer=announcements,
@@ -114,13 +121,18 @@ async def _serve(settings: Settings, checkpoint_settings: CheckpointSettings, st
             waiting_threads=waiting_threads,
         )
         threads.submit(prepare_s3, checkpoint_settings)
-        server = Server(application(settings.cluster_token, cache.resolve, logs, agent.health))
+        stop_watches = await asyncio.to_thread(peers.watch, store)
+        server = Server(
+            application(settings.cluster_token, cache.resolve, logs, agent.health, cache.lend)
+        )
         serving = asyncio.ensure_future(server.serve(sockets=[listening]))
         forking = asyncio.ensure_future(zygote.run())
         _log.info("agent_started", node_id=settings.node_id, address=address_of(listening))
         try:
             await agent.run(node, stop)
         finally:
+            for stop_watch in stop_watches:
+                await asyncio.to_thread(stop_watch)
             server.should_exit = True
             forking.cancel()
             await asyncio.wait({serving, forking})

@@ -20,6 +20,7 @@ from stoker.runtime.checkpoint.bandwidth import Bandwidth
 from stoker.runtime.checkpoint.dram import DramEntry, DramTier
 from stoker.runtime.checkpoint.fetch import LoadContext, Loading
 from stoker.runtime.checkpoint.fetcher import Fetcher
+from stoker.runtime.checkpoint.lending import LentChunk, lend
 from stoker.runtime.checkpoint.manifest import Manifest
 from stoker.runtime.checkpoint.residency import Residency
 from stoker.runtime.checkpoint.resolve import read_small_file, resolve
@@ -130,6 +131,10 @@ class CheckpointCache:
             for digest in sorted({*on_disk, *in_memory})
             if in_memory.get(digest) or on_disk.get(digest)
         ]
+
+    def lend(self, digest: str, ordinal: int) -> LentChunk | None:
+        """A chunk that is here, for another node to read; None when it is not here (yet)."""
+        return lend(self._dram, self._ssd, self._context.pool, digest, ordinal)
 
     def bandwidths(self) -> tuple[float, float]:
         """Measured bytes per second (remote, SSD); 0 for what has not been measured."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
 from safetensors.numpy import save_file
 
-from stoker.runtime.checkpoint.manifest import CHUNK_BYTES
+from stoker.native import digest
+from stoker.runtime.checkpoint import manifest as manifests
+from stoker.runtime.checkpoint.manifest import CHUNK_BYTES, MANIFEST_NAME, Manifest
+from stoker.runtime.checkpoint.resolve import resolve
+from stoker.runtime.checkpoint.source_file import FileSource
 
 
 def tensors(mebibytes: int, seed: int = 0, name: str = "weight") -> dict[str, numpy.ndarray]:
@@ -41,6 +47,29 @@ def sharded(folder: Path, mebibytes: int = 17) -> Path:
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+def write_manifest(folder: Path) -> Manifest:
+    """Digest the folder's files as packing does."""
+    plain = resolve(FileSource(folder))
+    payload = (folder / "model.safetensors").read_bytes()
+    starts = range(0, len(payload), CHUNK_BYTES)
+    digests = tuple(digest(payload[at : at + CHUNK_BYTES]).hex() for at in starts)
+    packed = Manifest(
+        packed=True,
+        files=tuple(
+            replace(
+                entry,
+                sha256=hashlib.sha256((folder / entry.name).read_bytes()).hexdigest(),
+                version=None,
+            )
+            for entry in plain.files
+        ),
+        weights=(replace(plain.weights[0], chunks=digests, version=None),),
+        tensors=plain.tensors,
+    )
+    (folder / MANIFEST_NAME).write_bytes(manifests.encode(packed))
+    return packed
 
 
 def chunk_bytes_of(path: Path, ordinal: int) -> bytes:

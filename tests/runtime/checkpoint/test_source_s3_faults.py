@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import random
@@ -11,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,13 +37,10 @@ from stoker.placement.errors import (
     SourceUnavailable,
     StokerError,
 )
-from stoker.runtime.checkpoint import manifest as manifests
 from stoker.runtime.checkpoint.fetcher import CONNECTIONS
-from stoker.runtime.checkpoint.manifest import MANIFEST_NAME, Manifest
-from stoker.runtime.checkpoint.resolve import resolve
+from stoker.runtime.checkpoint.manifest import MANIFEST_NAME
 from stoker.runtime.checkpoint.settings import CheckpointSettings
 from stoker.runtime.checkpoint.source import open_source
-from stoker.runtime.checkpoint.source_file import FileSource
 from stoker.runtime.checkpoint.tiers import CheckpointCache
 
 MEBIBYTES = 56
@@ -59,7 +54,7 @@ _prefixes = itertools.count()
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A packed checkpoint of random bytes, four chunks long."""
     folder = checkpoints.plain(tmp_path_factory.mktemp("faults") / "m", MEBIBYTES)
-    write_manifest(folder)
+    checkpoints.write_manifest(folder)
     return folder
 
 
@@ -84,29 +79,6 @@ def proxy(s3_environment: S3Server) -> Iterator[Proxied]:
             return stack.enter_context(proxied(s3_environment.endpoint_url, plan))
 
         yield start
-
-
-def write_manifest(folder: Path) -> Manifest:
-    """Digest the folder's files as packing does."""
-    plain = resolve(FileSource(folder))
-    payload = (folder / WEIGHTS).read_bytes()
-    starts = range(0, len(payload), CHUNK_BYTES)
-    digests = tuple(digest(payload[at : at + CHUNK_BYTES]).hex() for at in starts)
-    packed = Manifest(
-        packed=True,
-        files=tuple(
-            replace(
-                entry,
-                sha256=hashlib.sha256((folder / entry.name).read_bytes()).hexdigest(),
-                version=None,
-            )
-            for entry in plain.files
-        ),
-        weights=(replace(plain.weights[0], chunks=digests, version=None),),
-        tensors=plain.tensors,
-    )
-    (folder / MANIFEST_NAME).write_bytes(manifests.encode(packed))
-    return packed
 
 
 def load(

@@ -24,7 +24,6 @@ from stoker.placement.errors import (
     SourceUnavailable,
     StorageFull,
 )
-from stoker.runtime.checkpoint.fetcher import CONNECTIONS
 from stoker.runtime.checkpoint.residency import Residency
 from stoker.runtime.checkpoint.settings import CheckpointSettings
 from stoker.runtime.checkpoint.tiers import Resident
@@ -163,32 +162,6 @@ def test_closing_twice_gives_one_pin_back(tmp_path: Path, make_cache: MakeCache)
     with pytest.raises(StorageFull):
         cache.open(cache.resolve("s3://fake/b"))
     second.close()
-
-
-def test_every_connection_works_on_the_first_chunk_first(
-    tmp_path: Path, make_cache: MakeCache
-) -> None:
-    source = fake(tmp_path, mebibytes=60)
-    cache = make_cache(opener(m=source))
-    ref = cache.resolve("s3://fake/m")
-    source.reads.clear()
-    started, go = threading.Semaphore(0), threading.Event()
-
-    def hold(name: str, offset: int) -> None:
-        if name == "model.safetensors":
-            started.release()
-            go.wait(WAIT_SECONDS)
-
-    source.before_read = hold
-    residency = cache.open(ref)
-    for _ in range(CONNECTIONS):
-        assert started.acquire(timeout=WAIT_SECONDS)
-    begun = {offset for _, offset in source.reads}
-    go.set()
-    residency.wait(WAIT_SECONDS)
-
-    assert begun == {k * CHUNK_BYTES // CONNECTIONS for k in range(CONNECTIONS)}
-    assert bytes_of(cache, residency) == source.files["model.safetensors"]
 
 
 def test_a_local_folder_is_read_in_place_and_its_digests_are_learnt(
