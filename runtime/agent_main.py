@@ -9,18 +9,20 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
 from stoker.native import Pool
 from stoker.placement.errors import StokerError
-from stoker.placement.records import NodeRecord
+from stoker.placement.records import CheckpointRef, NodeRecord
 from stoker.placement.store import Store
 from stoker.placement.stores import open_store
 from stoker.runtime.agent import Agent, Tiers
 from stoker.runtime.agent_http import Server, application
 from stoker.runtime.announcements import Announcements
+from stoker.runtime.checkpoint.residency import Residency
 from stoker.runtime.checkpoint.settings import CheckpointSettings
 from stoker.runtime.checkpoint.source import prepare_s3
 from stoker.runtime.checkpoint.tiers import CheckpointCache
@@ -104,10 +106,7 @@ async def _serve(settings: Settings, checkpoint_settings: CheckpointSettings, st
         ThreadPoolExecutor(settings.instances_maximum, "wait-for-load") as waiting_threads,
     ):
         node = Node(
-            # Somebody waits for it now, which no prefetch may delay.
-            open_checkpoint=lambda ref: cache.open(
-                ref, deadline=time.monotonic(), peers=peers.holding(ref.digest)
-            ),
+            open_checkpoint=_opener(cache, peers),
             open_code=CodeCache(settings.code_dir, store).open,
             fork=zygote.start,
             announcer=announcements,
@@ -121,7 +120,7 @@ async def _serve(settings: Settings, checkpoint_settings: CheckpointSettings, st
             waiting_threads=waiting_threads,
         )
         threads.submit(prepare_s3, checkpoint_settings)
-        stop_watches = await asyncio.to_thread(peers.watch, store)
+        await asyncio.to_thread(peers.watch, store)
         server = Server(
             application(settings.cluster_token, cache.resolve, logs, agent.health, cache.lend)
         )
@@ -131,13 +130,16 @@ async def _serve(settings: Settings, checkpoint_settings: CheckpointSettings, st
         try:
             await agent.run(node, stop)
         finally:
-            for stop_watch in stop_watches:
-                await asyncio.to_thread(stop_watch)
             server.should_exit = True
             forking.cancel()
             await asyncio.wait({serving, forking})
             await asyncio.to_thread(cache.close)
     _log.info("agent_stopped", node_id=settings.node_id)
+
+
+def _opener(cache: CheckpointCache, peers: PeerDirectory) -> Callable[[CheckpointRef], Residency]:
+    """Opens what somebody waits for now, which no prefetch may delay."""
+    return lambda ref: cache.open(ref, deadline=time.monotonic(), peers=peers.holding(ref.digest))
 
 
 def _configure_logging(level: str) -> None:

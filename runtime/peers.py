@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from typing import TypeVar
 
 import structlog
 
@@ -13,6 +13,7 @@ from stoker.placement.store import Change, Store
 
 PEERS_MAXIMUM = 4
 _log = structlog.get_logger()
+_R = TypeVar("_R")
 
 
 class PeerDirectory:
@@ -24,12 +25,10 @@ class PeerDirectory:
         self._addresses: dict[str, str] = {}
         self._held: dict[str, dict[str, ResidentRecord]] = {}
 
-    def watch(self, store: Store) -> list[Callable[[], None]]:
-        """Follow the store until each of the returned functions is called."""
-        return [
-            store.watch("/nodes", self._note_node),
-            store.watch("/residents", self._note_resident),
-        ]
+    def watch(self, store: Store) -> None:
+        """Follow the store until it is closed."""
+        store.watch("/nodes", self._note_node)
+        store.watch("/residents", self._note_resident)
 
     def holding(self, digest: str) -> tuple[str, ...]:
         """Addresses of at most PEERS_MAXIMUM nodes, those with most of it in memory first."""
@@ -41,13 +40,8 @@ class PeerDirectory:
         return tuple(address for address in found if address is not None)[:PEERS_MAXIMUM]
 
     def _note_node(self, change: Change) -> None:
+        record = self._of_another_node(NodeRecord, change)
         node_id = change.path.rpartition("/")[2]
-        record = None
-        try:
-            if change.entry is not None and node_id != self._node_id:
-                record = decode(NodeRecord, change.entry.value)
-        except BadRequest as error:
-            _log.warning("record_unreadable", path=change.path, cause=error.cause)
         with self._lock:
             if record is None:
                 self._addresses.pop(node_id, None)
@@ -55,13 +49,8 @@ class PeerDirectory:
                 self._addresses[node_id] = record.agent_address
 
     def _note_resident(self, change: Change) -> None:
+        record = self._of_another_node(ResidentRecord, change)
         node_id, digest = change.path.split("/")[-2:]
-        record = None
-        try:
-            if change.entry is not None and node_id != self._node_id:
-                record = decode(ResidentRecord, change.entry.value)
-        except BadRequest as error:
-            _log.warning("record_unreadable", path=change.path, cause=error.cause)
         with self._lock:
             holders = self._held.setdefault(digest, {})
             if record is None:
@@ -70,3 +59,12 @@ class PeerDirectory:
                 holders[node_id] = record
             if not holders:
                 del self._held[digest]
+
+    def _of_another_node(self, cls: type[_R], change: Change) -> _R | None:
+        if change.entry is None or self._node_id in change.path.split("/"):
+            return None
+        try:
+            return decode(cls, change.entry.value)
+        except BadRequest as error:
+            _log.warning("record_unreadable", path=change.path, cause=error.cause)
+            return None
