@@ -82,7 +82,6 @@ async def _serve(settings: Settings, checkpoint_settings: CheckpointSettings, st
         on_change=lambda: agent.note_change() if agent else None,
         cluster_token=settings.cluster_token,
     )
-    peers = PeerDirectory(settings.node_id)
     zygote = ZygoteClient(
         settings.run_dir, os.environ, on_change=lambda: agent.announce() if agent else None
     )
@@ -106,7 +105,7 @@ async def _serve(settings: Settings, checkpoint_settings: CheckpointSettings, st
         ThreadPoolExecutor(settings.instances_maximum, "wait-for-load") as waiting_threads,
     ):
         node = Node(
-            open_checkpoint=_opener(cache, peers),
+            open_checkpoint=await asyncio.to_thread(_opener, cache, settings.node_id, store),
             open_code=CodeCache(settings.code_dir, store).open,
             fork=zygote.start,
             announcer=announcements,
@@ -120,7 +119,6 @@ async def _serve(settings: Settings, checkpoint_settings: CheckpointSettings, st
             waiting_threads=waiting_threads,
         )
         threads.submit(prepare_s3, checkpoint_settings)
-        await asyncio.to_thread(peers.watch, store)
         server = Server(
             application(settings.cluster_token, cache.resolve, logs, agent.health, cache.lend)
         )
@@ -137,8 +135,12 @@ async def _serve(settings: Settings, checkpoint_settings: CheckpointSettings, st
     _log.info("agent_stopped", node_id=settings.node_id)
 
 
-def _opener(cache: CheckpointCache, peers: PeerDirectory) -> Callable[[CheckpointRef], Residency]:
-    """Opens what somebody waits for now, which no prefetch may delay."""
+def _opener(
+    cache: CheckpointCache, node_id: str, store: Store
+) -> Callable[[CheckpointRef], Residency]:
+    """Opens what somebody waits for now, which no prefetch may delay; other nodes are asked."""
+    peers = PeerDirectory(node_id)
+    peers.watch(store)
     return lambda ref: cache.open(ref, deadline=time.monotonic(), peers=peers.holding(ref.digest))
 
 

@@ -143,7 +143,7 @@ def test_follow_sends_each_line_as_it_comes_and_ends_with_its_reader(tmp_path: P
         logs = FunctionLogs(tmp_path)
         logs.append("f.ns", "i", ["before"])
         listening = listen("127.0.0.1", 0)
-        server = Server(application(TOKEN, resolve, logs, dict))
+        server = Server(application(TOKEN, resolve, logs, dict, lambda *_: None))
         serving = asyncio.ensure_future(server.serve(sockets=[listening]))
         connection = http.client.HTTPConnection(address_of(listening), timeout=10)
 
