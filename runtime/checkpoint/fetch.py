@@ -139,7 +139,8 @@ class Loading:
                 self._fetches.wait()
             raise
         self._fetches.wait()
-        self._context.remote_bandwidth.record(self._fetches.bytes, self._fetches.seconds)
+        if not self._peers.used:  # what is learnt is the speed of sources
+            self._context.remote_bandwidth.record(self._fetches.bytes, self._fetches.seconds)
 
     def _split(self) -> tuple[list[ChunkEntry], list[ChunkEntry]]:
         """The chunks that lie on this machine, and those that must be fetched."""

@@ -101,6 +101,7 @@ class Peers:
         self._lacks: set[tuple[PeerSource, int]] = set()
         self._used: dict[int, set[PeerSource]] = {}
         self._spoilt: set[int] = set()
+        self.used = False  # whether any peer has sent anything
 
     def read(
         self, ordinal: int, name: str, offset: int, into: memoryview, bytes_per_second: float
@@ -124,6 +125,7 @@ class Peers:
             return False
         with self._lock:
             self._used.setdefault(ordinal, set()).add(peer)
+            self.used = True
         return True
 
     def spoilt(self, ordinal: int) -> bool:

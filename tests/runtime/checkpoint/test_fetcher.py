@@ -91,7 +91,10 @@ def test_there_is_slack_while_nothing_is_fetched_or_the_wire_is_slow(fetcher: Fe
         quick.add(ordinal, 16 * MIB)
     quick.wait()
 
-    fetches = fetcher.begin(None, lambda part: bool(go.wait(WAIT_SECONDS)))  # type: ignore[arg-type]
+    def hold(part: Part) -> None:
+        go.wait(WAIT_SECONDS)
+
+    fetches = fetcher.begin(None, hold)
     fetches.add(0, 16 * MIB)
     eventually(lambda: fetches.running)
     assert not fetcher.wait_for_slack(0.05)
