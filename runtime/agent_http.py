@@ -1,4 +1,4 @@
-"""The agent's own HTTP: pin a checkpoint, read function logs, say that it is alive."""
+"""The agent's own HTTP: pin a checkpoint, send chunks, read function logs, say it is alive."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from stoker.placement.errors import (
     Unauthorized,
 )
 from stoker.placement.records import CheckpointRef, ResolveRequest, decode, encode
+from stoker.runtime.chunk_http import ChunkRoute, LendChunk
 from stoker.runtime.function_logs import FunctionLogs, LogQuery
 
 BODY_BYTES_MAXIMUM = 64 * 1024
@@ -40,12 +41,14 @@ def application(
     resolve: Callable[[str], CheckpointRef],
     logs: FunctionLogs,
     health: Callable[[], dict[str, object]],
+    lend: LendChunk,
 ) -> Starlette:
-    """`resolve` blocks and is run in a thread; `health` answers at once."""
-    routes = _Routes(cluster_token, resolve, logs, health)
+    """`resolve` and `lend` block and are run in threads; `health` answers at once."""
+    routes = _Routes(cluster_token, resolve, logs, health, lend)
     return Starlette(
         routes=[
             Route("/resolve", routes.resolve, methods=["POST"]),
+            Route("/chunks/{digest}/{ordinal}", routes.chunks, methods=["GET"]),
             Route("/logs", routes.logs, methods=["GET"]),
             Route("/healthz", routes.healthz, methods=["GET"]),
         ],
@@ -80,11 +83,13 @@ class _Routes:
         resolve: Callable[[str], CheckpointRef],
         logs: FunctionLogs,
         health: Callable[[], dict[str, object]],
+        lend: LendChunk,
     ) -> None:
         self._token = cluster_token.encode()
         self._resolve = resolve
         self._logs = logs
         self._health = health
+        self._chunks = ChunkRoute(lend)
         self._resolvers = ThreadPoolExecutor(RESOLVE_THREADS, "resolve")
 
     async def resolve(self, request: Request) -> Response:
@@ -101,6 +106,10 @@ class _Routes:
                 "Check the endpoint of the source and try again.",
             ) from error
         return Response(encode(ref), media_type="application/json")
+
+    async def chunks(self, request: Request) -> Response:
+        self._authorize(request)
+        return await self._chunks.answer(request)
 
     async def logs(self, request: Request) -> Response:
         self._authorize(request)

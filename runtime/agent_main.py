@@ -9,25 +9,29 @@ import os
 import shutil
 import signal
 import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
 from stoker.native import Pool
 from stoker.placement.errors import StartFailed, StokerError
-from stoker.placement.records import NodeRecord
+from stoker.placement.records import CheckpointRef, NodeRecord
 from stoker.placement.state_lock import lock_state
 from stoker.placement.store import Store
 from stoker.placement.stores import open_store
 from stoker.runtime.agent import Agent, Tiers
 from stoker.runtime.agent_http import Server, application
 from stoker.runtime.announcements import Announcements
+from stoker.runtime.checkpoint.residency import Residency
 from stoker.runtime.checkpoint.settings import CheckpointSettings
 from stoker.runtime.checkpoint.source import prepare_s3
 from stoker.runtime.checkpoint.tiers import CheckpointCache
 from stoker.runtime.code_cache import CodeCache
 from stoker.runtime.function_logs import FunctionLogs
 from stoker.runtime.node import Node
+from stoker.runtime.peers import PeerDirectory
 from stoker.runtime.settings import Settings
 from stoker.runtime.spare_sockets import SpareSockets, address_of, listen
 from stoker.runtime.zygote_client import ZygoteClient
@@ -101,6 +105,7 @@ async def _serve(
         pool,
         checkpoint_settings,
         on_change=lambda: agent.note_change() if agent else None,
+        cluster_token=settings.cluster_token,
     )
     zygote = ZygoteClient(
         settings.run_dir, os.environ, on_change=lambda: agent.announce() if agent else None
@@ -125,7 +130,7 @@ async def _serve(
         ThreadPoolExecutor(settings.instances_maximum, "wait-for-load") as waiting_threads,
     ):
         node = Node(
-            open_checkpoint=cache.open,
+            open_checkpoint=await asyncio.to_thread(_opener, cache, settings.node_id, store),
             open_code=CodeCache(settings.code_dir, store).open,
             fork=zygote.start,
             announcer=announcements,
@@ -139,7 +144,9 @@ async def _serve(
             waiting_threads=waiting_threads,
         )
         threads.submit(prepare_s3, checkpoint_settings)
-        server = Server(application(settings.cluster_token, cache.resolve, logs, agent.health))
+        server = Server(
+            application(settings.cluster_token, cache.resolve, logs, agent.health, cache.lend)
+        )
         serving = asyncio.ensure_future(server.serve(sockets=[listening]))
         forking = asyncio.ensure_future(zygote.run())
         _log.info("agent_started", node_id=settings.node_id, address=address_of(listening))
@@ -151,6 +158,15 @@ async def _serve(
             await asyncio.wait({serving, forking})
             await asyncio.to_thread(cache.close)
     _log.info("agent_stopped", node_id=settings.node_id)
+
+
+def _opener(
+    cache: CheckpointCache, node_id: str, store: Store
+) -> Callable[[CheckpointRef], Residency]:
+    """Opens what somebody waits for now, which no prefetch may delay; other nodes are asked."""
+    peers = PeerDirectory(node_id)
+    peers.watch(store)
+    return lambda ref: cache.open(ref, deadline=time.monotonic(), peers=peers.holding(ref.digest))
 
 
 def _configure_logging(level: str) -> None:

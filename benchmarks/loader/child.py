@@ -16,20 +16,20 @@ from typing import Any
 from proof import fingerprint, touch, warm_up
 
 
-def loader(name: str, target: str) -> Callable[[], Mapping[str, Any]]:
-    """Prepares the loader and returns the call to measure."""
+def loader(name: str, target: str) -> tuple[Callable[[], Mapping[str, Any]], Mapping[str, float]]:
+    """Prepares the loader; the call to measure, and what it measures by itself."""
     kind, _, step = name.partition("_")
     if kind == "ablation":
         from ablation import load_call
 
-        return load_call(step, target)
+        return load_call(step, target), {}
     if kind == "stoker":
-        from ours import OURS
+        from ours import MARKS, OURS
 
-        return OURS[name](target)
+        return OURS[name](target), MARKS
     from peers import PEERS
 
-    return PEERS[name](target)
+    return PEERS[name](target), {}
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     # Some loaders print; the answer goes where nothing of theirs does.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    load = loader(name, target)
+    load, marks = loader(name, target)
     warm_up()
     print("ready", file=answers, flush=True)
     if not sys.stdin.readline():
@@ -54,6 +54,7 @@ def main() -> None:
         "cpu_seconds": time.process_time() - cpu_begun,
         "rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "fingerprint": fingerprint(tensors),
+        **marks,
     }
     print(json.dumps(answer), file=answers, flush=True)
     # What a loader would do at the end is not measured, and may take long.

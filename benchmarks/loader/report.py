@@ -51,7 +51,19 @@ def _ratios(rounds: Rounds, condition: str, above: str | Iterable[str], below: s
     return values
 
 
-def figures(rounds: Rounds, wire_seconds: float) -> dict[str, float | None]:
+def first_layer_over_wire(rounds: Rounds, bytes_per_second: float) -> float | None:
+    """Median seconds to the first layer over what the wire takes for the bytes up to its end."""
+    samples = [taken.get("s3_throttled", {}).get("stoker_s3") for taken in rounds]
+    return _rounded(
+        sample["first_layer_seconds"] / (sample["first_layer_bytes"] / bytes_per_second)
+        for sample in samples
+        if sample
+    )
+
+
+def figures(
+    rounds: Rounds, file_bytes: int, wire_bytes_per_second: float
+) -> dict[str, float | None]:
     huge_peers = {
         key
         for taken in rounds
@@ -86,7 +98,8 @@ def figures(rounds: Rounds, wire_seconds: float) -> dict[str, float | None]:
         "digest_cost": ratio(rounds, "ablation", "ablation_digests", "ablation_threads"),
         "s3_vs_runai": ratio(rounds, "s3", "runai", "stoker_s3"),
         "s3_vs_download": ratio(rounds, "s3", "download_safetensors", "stoker_s3"),
-        "s3_throttled_over_wire": _rounded(throttled, 1 / wire_seconds),
+        "s3_throttled_over_wire": _rounded(throttled, wire_bytes_per_second / file_bytes),
+        "s3_throttled_first_layer_over_wire": first_layer_over_wire(rounds, wire_bytes_per_second),
         "s3_throttled_vs_runai": ratio(rounds, "s3_throttled", "runai", "stoker_s3"),
     }
 

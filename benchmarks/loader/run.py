@@ -135,7 +135,7 @@ def main() -> int:
         found = cases(arguments.conditions, peers=not arguments.no_peers)
         rounds = measure(runner, found, arguments.seed, arguments.rounds, errors)
     show(rounds, file_bytes, errors, Console())
-    result = figures(rounds, file_bytes / (arguments.throttle_mib * MIB))
+    result = figures(rounds, file_bytes, arguments.throttle_mib * MIB)
     keep(
         {
             "benchmark": "loader",

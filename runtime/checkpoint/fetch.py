@@ -1,16 +1,18 @@
 """One load: a checkpoint's chunks from its source and the SSD into the pool.
 
-source --ranged reads--> pool chunk --digest--> watermark
-                                    +---------> SSD, behind the load
+peer or source --parts--> pool chunk --digest--> watermark
+                                     +---------> SSD, behind the load
 SSD or local folder --native reads-> pool chunk --digest--> watermark
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 
 import orjson
@@ -19,12 +21,17 @@ import structlog
 from stoker.native import Cancelled, ChunkError, Load, Pool, Progress, ReadRequest
 from stoker.placement.errors import ChunkCorrupt, SourceUnavailable, StokerError
 from stoker.runtime.checkpoint.bandwidth import Bandwidth
+from stoker.runtime.checkpoint.fetch_order import Part
+from stoker.runtime.checkpoint.fetcher import Fetcher
 from stoker.runtime.checkpoint.manifest import ChunkEntry
 from stoker.runtime.checkpoint.source import Source
+from stoker.runtime.checkpoint.source_peer import Peers
 from stoker.runtime.checkpoint.ssd import SsdEntry, SsdTier
 
 READ_THREADS = 4
 FAILURE_BYTES_MAXIMUM = 2000
+WRITE_DELAY_SECONDS_MAXIMUM = 2.0  # after the load's end, while other loads are in a hurry
+ASSUMED_REMOTE_BYTES_PER_SECOND = 100e6  # for the patience with peers, until a source is measured
 _log = structlog.get_logger()
 
 
@@ -34,7 +41,7 @@ class LoadContext:
 
     pool: Pool
     ssd: SsdTier
-    fetchers: ThreadPoolExecutor
+    fetcher: Fetcher
     writers: ThreadPoolExecutor
     verifiers: ThreadPoolExecutor
     remote_bandwidth: Bandwidth
@@ -49,6 +56,8 @@ class Loading:
         context: LoadContext,
         entry: SsdEntry,
         source: Source,
+        peers: Peers,
+        deadline: float | None,
         pool_chunks: Sequence[int],
         *,
         filled: bool = False,
@@ -56,6 +65,7 @@ class Loading:
         self._context = context
         self._entry = entry
         self._source = source
+        self._peers = peers
         self._chunks = entry.manifest.chunks
         self._pool_chunks = list(pool_chunks)
         self._digests = [chunk.digest or entry.digests.get(chunk.ordinal) for chunk in self._chunks]
@@ -71,7 +81,11 @@ class Loading:
         self._cancelled = threading.Event()
         self._writing = source.local_dir is None
         self._writes: list[Future[None]] = []
-        self._meter = _Meter()
+        self._ended_at = math.inf
+        self._filling = _Filling(self._load)
+        self._refused: set[int] = set()  # chunks of which the source has sent a wrong one
+        self._fetch_began = 0.0
+        self._fetches = context.fetcher.begin(deadline, self._fetch)
 
     @property
     def complete(self) -> bool:
@@ -80,6 +94,7 @@ class Loading:
     def cancel(self) -> None:
         self._cancelled.set()
         self._load.cancel()
+        self._fetches.cancel()
 
     def abandon(self) -> None:
         """Stop whatever still runs, the write-behind of a complete load included."""
@@ -101,6 +116,7 @@ class Loading:
             self.progress.fail(encode_failure(StokerError(f"The load ended with {error!r:.300}.")))
         else:
             self.progress.complete()
+        self._ended_at = time.monotonic()
 
     def finish(self) -> None:
         """Wait for the write-behind, then learn what a local folder's chunks digest to."""
@@ -113,21 +129,23 @@ class Loading:
                     self._context.ssd.learn(self._entry, chunk.ordinal, found.hex())
 
     def _load_chunks(self) -> None:
-        missing = self._verify_filled() if self._filled else list(self._chunks)
-        local, remote = self._split(missing) if missing else ([], [])
-        fetches = [self._context.fetchers.submit(self._fetch, chunk) for chunk in remote]
         try:
+            missing = self._verify_filled() if self._filled else list(self._chunks)
+            local, remote = self._split(missing) if missing else ([], [])
+            for chunk in remote:
+                self._fetches.add(chunk.ordinal, chunk.bytes)
             if local:
-                spoilt = self._read_local(local)
-                fetches += [self._context.fetchers.submit(self._fetch, chunk) for chunk in spoilt]
-            wait(fetches, return_when=FIRST_EXCEPTION)
-            for fetch in fetches:
-                if fetch.done():
-                    fetch.result()
-        finally:
-            # After a failure: nothing may still write into the chunks when this returns.
-            wait([fetch for fetch in fetches if not fetch.cancel()])
-        self._context.remote_bandwidth.record(self._meter.bytes, self._meter.seconds)
+                for chunk in self._read_local(local):
+                    self._fetches.add(chunk.ordinal, chunk.bytes)
+        except BaseException:
+            # Nothing may still write into the chunks when this returns.
+            self._fetches.cancel()
+            with suppress(BaseException):
+                self._fetches.wait()
+            raise
+        self._fetches.wait()
+        if not self._peers.used:  # what is learnt is the speed of sources
+            self._context.remote_bandwidth.record(self._fetches.bytes, self._fetches.seconds)
 
     def _verify_filled(self) -> list[ChunkEntry]:
         """Verify what the pool's chunks hold from before; those that must be read again."""
@@ -207,40 +225,58 @@ class Loading:
         path = folder / self._entry.manifest.weights[chunk.file].name
         return ReadRequest(str(path), chunk.file_offset, chunk.ordinal)
 
-    def _fetch(self, chunk: ChunkEntry) -> None:
+    def _fetch(self, part: Part) -> None:
+        """Runs in a thread of the fetcher; whoever brings a chunk's last part publishes it."""
         if self._cancelled.is_set():
             raise Cancelled("The load was cancelled.")
-        self._meter.begin()
+        self._fetch_began = self._fetch_began or time.monotonic()
+        chunk = self._chunks[part.ordinal]
+        self._read_part(chunk, part, self._filling.view(chunk.ordinal)[part.begin : part.end])
+        if not self._filling.arrived(chunk, part):
+            return
+        # Before the commit: who waits for the watermark reads the time next.
+        self.progress.fetch_seconds = time.monotonic() - self._fetch_began
         try:
-            found = self._fetch_once(chunk)
+            found = self._load.commit(chunk.ordinal)
         except ChunkError as error:
-            _log.warning(
-                "fetched_chunk_corrupt",
-                uri=self._source.uri,
-                ordinal=chunk.ordinal,
-                expected=error.expected,
-                found=error.found,
-            )
-            try:
-                found = self._fetch_once(chunk)
-            except ChunkError as again:
-                raise self._corrupt(again, chunk) from again
+            self._fetch_again(chunk, error)
+            return
         if self._digests[chunk.ordinal] is None:
             self._context.ssd.learn(self._entry, chunk.ordinal, found.hex())
         self._writes.append(self._context.writers.submit(self._write_behind, chunk))
 
-    def _fetch_once(self, chunk: ChunkEntry) -> bytes:
-        """The digest of the chunk, which is then in memory. Raises ChunkError."""
+    def _read_part(self, chunk: ChunkEntry, part: Part, into: memoryview) -> None:
         weight = self._entry.manifest.weights[chunk.file]
+        offset = chunk.file_offset + part.begin
         # A packed checkpoint's chunks are pinned by their digests, an unpacked one's by version.
-        self._source.read(
-            weight.name, chunk.file_offset, self._load.fill(chunk.ordinal), weight.version
+        if self._digests[chunk.ordinal] is not None:
+            measured = self._context.remote_bandwidth.bytes_per_second
+            per_connection = (
+                measured or ASSUMED_REMOTE_BYTES_PER_SECOND
+            ) / self._context.fetcher.connections
+            if self._peers.read(chunk.ordinal, weight.name, offset, into, per_connection):
+                return
+        self._source.read(weight.name, offset, into, weight.version)
+
+    def _fetch_again(self, chunk: ChunkEntry, error: ChunkError) -> None:
+        """Once more from the source; ChunkCorrupt when it was the source that sent this one."""
+        _log.warning(
+            "fetched_chunk_corrupt",
+            uri=self._source.uri,
+            ordinal=chunk.ordinal,
+            expected=error.expected,
+            found=error.found,
         )
-        # Before the commit: who waits for the watermark reads the time next.
-        self.progress.fetch_seconds = self._meter.add(chunk.bytes)
-        return self._load.commit(chunk.ordinal)
+        if not self._peers.spoilt(chunk.ordinal):
+            if chunk.ordinal in self._refused:
+                raise self._corrupt(error, chunk) from error
+            self._refused.add(chunk.ordinal)
+        self._fetches.add(chunk.ordinal, chunk.bytes)
 
     def _write_behind(self, chunk: ChunkEntry) -> None:
+        while not self._context.fetcher.wait_for_slack(WRITE_DELAY_SECONDS_MAXIMUM / 4):
+            if time.monotonic() > self._ended_at + WRITE_DELAY_SECONDS_MAXIMUM:
+                break
         if not self._writing or self._cancelled.is_set():
             return
         if not self._context.ssd.reserve_chunk(chunk.bytes):
@@ -293,21 +329,28 @@ def decode_failure(text: str) -> StokerError:
     return StokerError.from_wire(wire)
 
 
-class _Meter:
-    """Bytes fetched, and the wall time from the first range's start to the last one's end."""
+class _Filling:
+    """The chunks of which some parts have come and others have not."""
 
-    def __init__(self) -> None:
+    def __init__(self, load: Load) -> None:
+        self._load = load
         self._lock = threading.Lock()
-        self._started = 0.0
-        self.bytes = 0
-        self.seconds = 0.0
+        self._views: dict[int, memoryview] = {}
+        self._arrived: dict[int, int] = {}
 
-    def begin(self) -> None:
+    def view(self, ordinal: int) -> memoryview:
+        """The chunk's memory, the same for each of its parts."""
         with self._lock:
-            self._started = self._started or time.monotonic()
+            if ordinal not in self._views:
+                self._views[ordinal] = self._load.fill(ordinal)
+                self._arrived[ordinal] = 0
+            return self._views[ordinal]
 
-    def add(self, byte_count: int) -> float:
+    def arrived(self, chunk: ChunkEntry, part: Part) -> bool:
+        """Whether the chunk is whole with this part."""
         with self._lock:
-            self.bytes += byte_count
-            self.seconds = time.monotonic() - self._started
-            return self.seconds
+            self._arrived[chunk.ordinal] += part.end - part.begin
+            whole = self._arrived[chunk.ordinal] == chunk.bytes
+            if whole:
+                del self._views[chunk.ordinal], self._arrived[chunk.ordinal]
+            return whole

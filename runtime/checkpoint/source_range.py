@@ -14,7 +14,7 @@ import select
 import ssl
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -59,17 +59,23 @@ class Wanted(NamedTuple):
     version: str | None
     on_version: Callable[[str], None]  # told the ETag before the first byte; may raise
     on_bytes: Callable[[int], None]
+    also: Mapping[str, str] = {}  # headers beside Range and If-Match
 
     @property
     def headers(self) -> dict[str, str]:
-        headers = {"Range": f"bytes={self.offset}-{self.offset + len(self.into) - 1}"}
+        span = f"bytes={self.offset}-{self.offset + len(self.into) - 1}"
+        headers = {**self.also, "Range": span}
         return headers if self.version is None else {**headers, "If-Match": self.version}
 
 
 class RangeReader:
-    """Reads through at most IDLE_CONNECTIONS_MAXIMUM kept connections."""
+    """Reads through at most IDLE_CONNECTIONS_MAXIMUM kept connections.
 
-    def __init__(self) -> None:
+    `proxied` follows the proxy that the environment names.
+    """
+
+    def __init__(self, *, proxied: bool = True) -> None:
+        self._proxied = proxied
         self._watch = Watch()
         self._lock = threading.Lock()
         self._idle: list[tuple[tuple[str, str], http.client.HTTPConnection]] = []
@@ -82,7 +88,11 @@ class RangeReader:
         http.client.HTTPException. An `expendable` transfer may be ended for its slowness.
         """
         parts = urlsplit(url)
-        with self._connection(parts) as connection:
+        proxy = _proxy(parts) if self._proxied else None
+        target = f"{parts.path or '/'}?{parts.query}"
+        if parts.scheme == "http" and proxy is not None:
+            target = f"http://{parts.netloc}{target}"
+        with self._connection(parts, proxy) as connection:
             if connection.sock is None:
                 connection.timeout = CONNECT_SECONDS
                 connection.connect()
@@ -90,17 +100,19 @@ class RangeReader:
             transfer = Transfer(connection.sock, len(wanted.into), deadline, expendable)
             with self._watch.watched(transfer):
                 try:
-                    _exchange(connection, parts, wanted, transfer)
+                    _exchange(connection, target, parts.netloc, wanted, transfer)
                 except (OSError, http.client.HTTPException, RangeBroken) as error:
                     if transfer.given_up:
                         raise FellBehind(transfer.given_up) from error
                     raise
 
     @contextmanager
-    def _connection(self, parts: SplitResult) -> Iterator[http.client.HTTPConnection]:
+    def _connection(
+        self, parts: SplitResult, proxy: SplitResult | None
+    ) -> Iterator[http.client.HTTPConnection]:
         """A connection that is kept when the block ends well, closed when it does not."""
         key = (parts.scheme, parts.netloc)
-        connection = self._take(key) or _new_connection(parts)
+        connection = self._take(key) or _new_connection(parts, proxy)
         try:
             yield connection
         except BaseException:
@@ -125,12 +137,13 @@ class RangeReader:
 
 
 def _exchange(
-    connection: http.client.HTTPConnection, parts: SplitResult, wanted: Wanted, transfer: Transfer
+    connection: http.client.HTTPConnection,
+    target: str,
+    host: str,
+    wanted: Wanted,
+    transfer: Transfer,
 ) -> None:
-    target = f"{parts.path or '/'}?{parts.query}"
-    if parts.scheme == "http" and _proxy(parts) is not None:
-        target = f"http://{parts.netloc}{target}"
-    connection.request("GET", target, headers={**wanted.headers, "Host": parts.netloc})
+    connection.request("GET", target, headers={**wanted.headers, "Host": host})
     answer = connection.getresponse()
     if answer.status not in (200, 206):
         found = _CODE.search(answer.read(ERROR_BYTES_MAXIMUM))
@@ -159,8 +172,7 @@ def _receive(answer: http.client.HTTPResponse, wanted: Wanted, transfer: Transfe
         wanted.on_bytes(count)
 
 
-def _new_connection(parts: SplitResult) -> http.client.HTTPConnection:
-    proxy = _proxy(parts)
+def _new_connection(parts: SplitResult, proxy: SplitResult | None) -> http.client.HTTPConnection:
     host, port = parts.hostname or "", parts.port
     near = (host, port) if proxy is None else (proxy.hostname or "", proxy.port)
     if parts.scheme != "https":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
@@ -19,6 +19,8 @@ from stoker.placement.records import CheckpointRef
 from stoker.runtime.checkpoint.bandwidth import Bandwidth
 from stoker.runtime.checkpoint.dram import DramEntry, DramTier
 from stoker.runtime.checkpoint.fetch import READ_THREADS, LoadContext, Loading
+from stoker.runtime.checkpoint.fetcher import Fetcher
+from stoker.runtime.checkpoint.lending import LentChunk, lend
 from stoker.runtime.checkpoint.manifest import FileEntry, Manifest, chunk_count
 from stoker.runtime.checkpoint.pool_note import (
     PoolNote,
@@ -31,9 +33,10 @@ from stoker.runtime.checkpoint.residency import Residency
 from stoker.runtime.checkpoint.resolve import read_small_file, resolve
 from stoker.runtime.checkpoint.settings import CheckpointSettings
 from stoker.runtime.checkpoint.source import OpenSource, Source, open_source
+from stoker.runtime.checkpoint.source_peer import PeerAccess, Peers, PeerSource
+from stoker.runtime.checkpoint.source_range import RangeReader
 from stoker.runtime.checkpoint.ssd import SsdEntry, SsdTier
 
-FETCH_THREADS = 8
 SMALL_FILE_THREADS = 4
 OPEN_SECONDS_MAXIMUM = 300.0
 RESOLVED_MAXIMUM = 64
@@ -67,6 +70,7 @@ class CheckpointCache:
         *,
         on_change: Callable[[], None] = lambda: None,
         source_opener: OpenSource | None = None,
+        cluster_token: str = "",
     ) -> None:
         self._open_source = source_opener or functools.partial(open_source, settings=settings)
         self._on_change = on_change
@@ -76,14 +80,15 @@ class CheckpointCache:
         self._context = LoadContext(
             pool=pool,
             ssd=self._ssd,
-            fetchers=ThreadPoolExecutor(FETCH_THREADS, "fetch"),
+            fetcher=Fetcher(),
             writers=ThreadPoolExecutor(1, "write-behind"),
             remote_bandwidth=self._remote,
             ssd_bandwidth=self._local,
             # Apart from the fetchers, whose loads somebody waits for.
             verifiers=ThreadPoolExecutor(READ_THREADS, "verify"),
         )
-        # Apart from the fetchers, where they would queue behind the weights of other loads.
+        self._peer_access = PeerAccess(cluster_token, RangeReader(proxied=False))
+        # Apart from the fetcher, where they would queue behind the weights of other loads.
         self._small_files = ThreadPoolExecutor(SMALL_FILE_THREADS, "small-files")
         self._lock = threading.Lock()
         self._openings: dict[str, Future[None]] = {}
@@ -105,8 +110,13 @@ class CheckpointCache:
                 self._resolved.popitem(last=False)
         return CheckpointRef(uri, manifest.digest, manifest.weight_bytes, manifest.packed)
 
-    def open(self, ref: CheckpointRef) -> Residency:
+    def open(
+        self, ref: CheckpointRef, *, deadline: float | None = None, peers: Sequence[str] = ()
+    ) -> Residency:
         """Hold the checkpoint; the load runs on behind the return. Opens of one digest coalesce.
+
+        Of several loads the one with the earliest `deadline` (time.monotonic) goes first; one
+        without gets what is left. `peers` are `host:port` of agents that may hold its chunks.
 
         Raises what `resolve` raises, CheckpointChanged when `ref` is no longer what lies there,
         and StorageFull when neither memory nor disk can be made free.
@@ -118,7 +128,9 @@ class CheckpointCache:
                 mine = opening is None
                 if opening is None:
                     opening = self._openings[ref.digest] = Future()
-            entry = self._lead(ref, opening) if mine else self._follow(ref, opening)
+            entry = (
+                self._lead(ref, opening, deadline, peers) if mine else self._follow(ref, opening)
+            )
         try:
             self._ssd.mend(entry.ssd, functools.partial(self._fetch_again, ref))
         except BaseException:
@@ -136,6 +148,10 @@ class CheckpointCache:
             if in_memory.get(digest) or on_disk.get(digest)
         ]
 
+    def lend(self, digest: str, ordinal: int) -> LentChunk | None:
+        """A chunk that is here, for another node to read; None when it is not here (yet)."""
+        return lend(self._dram, self._ssd, self._context.pool, digest, ordinal)
+
     def bandwidths(self) -> tuple[float, float]:
         """Measured bytes per second (remote, SSD); 0 for what has not been measured."""
         return self._remote.bytes_per_second, self._local.bytes_per_second
@@ -148,19 +164,21 @@ class CheckpointCache:
             loaders = list(self._loaders)
         for thread in loaders:
             thread.join(OPEN_SECONDS_MAXIMUM)
-        for executor in (
-            self._context.fetchers,
-            self._context.writers,
-            self._context.verifiers,
-            self._small_files,
-        ):
+        self._context.fetcher.close()
+        for executor in (self._context.writers, self._context.verifiers, self._small_files):
             executor.shutdown(cancel_futures=True)
 
-    def _lead(self, ref: CheckpointRef, opening: Future[None]) -> DramEntry:
+    def _lead(
+        self,
+        ref: CheckpointRef,
+        opening: Future[None],
+        deadline: float | None,
+        peers: Sequence[str],
+    ) -> DramEntry:
         """Open for all who ask meanwhile."""
         try:
             # It may have come in between the look at the pool and the look at the openings.
-            entry = self._dram.pin(ref.digest) or self._start(ref)
+            entry = self._dram.pin(ref.digest) or self._start(ref, deadline, peers)
         except BaseException as error:
             opening.set_exception(error)
             raise
@@ -181,12 +199,13 @@ class CheckpointCache:
             ) from error
         return self._dram.pin(ref.digest)
 
-    def _start(self, ref: CheckpointRef) -> DramEntry:
+    def _start(self, ref: CheckpointRef, deadline: float | None, peers: Sequence[str]) -> DramEntry:
         self._dram.check_capacity(chunk_count(ref.weight_bytes))
         source = self._open_source(ref.uri)
-        ssd_entry = self._ssd.hold(ref.digest) or self._admit(ref, source)
-        begin = functools.partial(Loading, self._context, ssd_entry, source)
-        return self._begin(ssd_entry, source.uri, lambda: self._dram.add(ssd_entry, begin))
+        held = self._ssd.hold(ref.digest) or self._admit(ref, source)
+        asked = Peers([PeerSource(at, self._peer_access, held.manifest) for at in peers])
+        begin = functools.partial(Loading, self._context, held, source, asked, deadline)
+        return self._begin(held, source.uri, lambda: self._dram.add(held, begin))
 
     def _begin(self, held: SsdEntry, uri: str, add: Callable[[], DramEntry]) -> DramEntry:
         """Run the load of the entry that `add` makes."""
@@ -234,7 +253,9 @@ class CheckpointCache:
 
     def _adopt_one(self, ssd_entry: SsdEntry, note: PoolNote) -> None:
         source = self._open_source(note.uri)
-        begin = functools.partial(Loading, self._context, ssd_entry, source, filled=True)
+        begin = functools.partial(
+            Loading, self._context, ssd_entry, source, Peers(()), None, filled=True
+        )
         chunks = list(note.chunks)
         self._ssd.hold(ssd_entry.manifest.digest)
         entry = self._begin(ssd_entry, note.uri, lambda: self._dram.adopt(ssd_entry, begin, chunks))

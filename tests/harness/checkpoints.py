@@ -11,7 +11,13 @@ import numpy
 from safetensors.numpy import save_file
 
 from stoker.native import digest
-from stoker.runtime.checkpoint.manifest import CHUNK_BYTES, MANIFEST_NAME, encode
+from stoker.runtime.checkpoint.manifest import (
+    CHUNK_BYTES,
+    MANIFEST_NAME,
+    Manifest,
+    decode,
+    encode,
+)
 from stoker.runtime.checkpoint.resolve import resolve
 from stoker.runtime.checkpoint.source_file import FileSource
 
@@ -68,6 +74,11 @@ def packed(folder: Path) -> Path:
     pinned = replace(manifest, packed=True, files=files, weights=weights)
     (folder / MANIFEST_NAME).write_bytes(encode(pinned))
     return folder
+
+
+def write_manifest(folder: Path) -> Manifest:
+    """The manifest that `packed` writes there."""
+    return decode((packed(folder) / MANIFEST_NAME).read_bytes())
 
 
 def chunk_bytes_of(path: Path, ordinal: int) -> bytes:

@@ -69,6 +69,18 @@ def for_weights(fault: Fault, times: int = 1, end: int | None = None) -> Plan:
     return plan
 
 
+def for_byte(fault: Fault, position: int, times: int = 1) -> Plan:
+    """`fault` for the first `times` requests for ranges of weights that have this byte."""
+    left = [fault] * times
+
+    def plan(asked: Asked) -> Fault | None:
+        of_weights = asked.key.endswith(".safetensors")
+        hit = of_weights and (asked.first or 0) <= position <= (asked.last or -1)
+        return left.pop() if hit and left else None
+
+    return plan
+
+
 @dataclass
 class FaultProxy:
     """`plan` may be changed at any time; `asked` and `body_bytes` say what went through."""

@@ -35,7 +35,9 @@ def serve(tmp_path: Path, client: Callable[[str, FunctionLogs], T]) -> T:
     async def run() -> T:
         logs = FunctionLogs(tmp_path)
         listening = listen("127.0.0.1", 0)
-        server = Server(application(TOKEN, resolve, logs, lambda: {"instances": 2}))
+        server = Server(
+            application(TOKEN, resolve, logs, lambda: {"instances": 2}, lambda *_: None)
+        )
         serving = asyncio.ensure_future(server.serve(sockets=[listening]))
         try:
             return await asyncio.to_thread(client, address_of(listening), logs)
@@ -84,7 +86,7 @@ def test_a_body_without_bound_is_refused(tmp_path: Path) -> None:
     assert answer.status == 413
 
 
-@pytest.mark.parametrize("path", ["/resolve", "/logs?function=a.b"])
+@pytest.mark.parametrize("path", ["/resolve", "/logs?function=a.b", f"/chunks/{'a' * 64}/0"])
 @pytest.mark.parametrize("token", ["", "wrong", "\xe9"])
 def test_without_the_cluster_token_nothing_is_answered(
     tmp_path: Path, path: str, token: str
@@ -141,7 +143,7 @@ def test_follow_sends_each_line_as_it_comes_and_ends_with_its_reader(tmp_path: P
         logs = FunctionLogs(tmp_path)
         logs.append("f.ns", "i", ["before"])
         listening = listen("127.0.0.1", 0)
-        server = Server(application(TOKEN, resolve, logs, dict))
+        server = Server(application(TOKEN, resolve, logs, dict, lambda *_: None))
         serving = asyncio.ensure_future(server.serve(sockets=[listening]))
         connection = http.client.HTTPConnection(address_of(listening), timeout=10)
 

