@@ -111,14 +111,7 @@ async def _serve(
         settings.run_dir, os.environ, on_change=lambda: agent.announce() if agent else None
     )
     agent = Agent(
-        NodeRecord(
-            node_id=settings.node_id,
-            agent_address=address_of(listening),
-            cores=settings.cores,
-            dram_bytes=pool.capacity_bytes,
-            ssd_bytes=settings.ssd_bytes,
-            instances_maximum=settings.instances_maximum,
-        ),
+        _record(settings, address_of(listening), pool),
         store,
         SpareSockets(settings.bind_host),
         announcements,
@@ -158,6 +151,17 @@ async def _serve(
             await asyncio.wait({serving, forking})
             await asyncio.to_thread(cache.close)
     _log.info("agent_stopped", node_id=settings.node_id)
+
+
+def _record(settings: Settings, address: str, pool: Pool) -> NodeRecord:
+    return NodeRecord(
+        node_id=settings.node_id,
+        agent_address=address,
+        cores=settings.cores,
+        dram_bytes=pool.capacity_bytes,
+        ssd_bytes=settings.ssd_bytes,
+        instances_maximum=settings.instances_maximum,
+    )
 
 
 def _opener(

@@ -64,7 +64,7 @@ def test_a_load_streams_past_a_full_disk_and_later_loads_use_what_fitted(
         residency.wait(WAIT_SECONDS)
         finish(cache)
         assert bytes_of(cache, residency) == weights
-        assert len(source.reads) == 7 - kept
+        assert len({offset // CHUNK_BYTES for _, offset in source.reads}) == 7 - kept
         cache.close()
 
         files = [path for path in small_disk.rglob("chunks/*") if path.is_file()]
@@ -153,6 +153,6 @@ def test_a_failing_disk_under_a_copy_sends_one_chunk_back_to_its_source(
         outcome = read_faults.run(library, faults, ssd_dir, "s3://fake/model", model)
         assert outcome["injected"] > 0
         assert outcome["sha256"] == digest_of(model)
-        assert outcome["fetched"] == [ordinal]
+        assert set(outcome["fetched"]) == {ordinal}
     healthy = read_faults.run(library, {}, ssd_dir, "s3://fake/model", model)
     assert (healthy["fetched"], healthy["sha256"]) == ([], digest_of(model))

@@ -123,7 +123,7 @@ def test_a_damaged_chunk_that_the_ssd_lacks_is_fetched(
 
     cache = restart(make_cache, memory, m=source)
 
-    assert source.reads == [("model.safetensors", CHUNK_BYTES)]
+    assert {offset // CHUNK_BYTES for _, offset in source.reads} == {1}
     assert bytes_of(cache, cache.open(ref)) == expected
 
 
