@@ -80,6 +80,8 @@ class Region:
     @property
     def huge_pages(self) -> bool:
         """Whether huge pages back memory that was touched so far."""
+    def discard(self, offset: int, byte_count: int) -> None:
+        """Give the pages that lie wholly in the range back; what they held is lost."""
 
 class Mapping:
     """Chunks of a pool side by side in one private writable range.

@@ -18,6 +18,7 @@ import torch
 from stoker.native import Mapping, Progress
 from stoker.placement.errors import StartFailed, StokerError
 from stoker.placement.records import FunctionRecord
+from stoker.runtime.checkpoint.tensors import tensor_views
 from stoker.runtime.engine import weights
 from stoker.runtime.engine.embedder import Embedder, read_pooling
 from stoker.runtime.engine.tokenizer import TextCodec, load_codec, read_json
@@ -67,7 +68,7 @@ def build(
     progress = Progress.open(descriptors[1])
     arrival = None if checkpoint.resident else _arrival(progress, checkpoint.byte_count)
     memory = Mapping(descriptors[0], list(checkpoint.chunks), checkpoint.byte_count)
-    views = weights.tensor_views(
+    views = tensor_views(
         torch.frombuffer(memory, dtype=torch.uint8),
         weights.read_layout(Path(checkpoint.layout_path)),
     )

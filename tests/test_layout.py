@@ -35,7 +35,9 @@ def test_a_bare_package_name_is_not_importable(name: str, tmp_path: Path) -> Non
 
 
 def test_the_public_names_are_exact() -> None:
-    assert sorted(stoker.__all__) == ["__version__", "load_file", "load_model", "save_file"]
+    loaders = ["load_file", "load_model", "load_tensors"]
+    awaited = [f"{name}_async" for name in loaders]
+    assert sorted(stoker.__all__) == sorted(["__version__", *loaders, *awaited, "save_file"])
     assert all(getattr(stoker, name) is not None for name in stoker.__all__)
 
 

@@ -252,7 +252,8 @@ void bind_memory(nb::module_& module) {
   nb::class_<Region>(module, "Region", nb::type_slots(buffer_slots<Region>()))
       .def(nb::init<std::size_t, bool>(), "byte_count"_a, "huge_pages"_a = true)
       .def("__len__", [](const Region& region) { return region.bytes().size(); })
-      .def_prop_ro("huge_pages", &Region::has_huge_pages);
+      .def_prop_ro("huge_pages", &Region::has_huge_pages)
+      .def("discard", &Region::discard, "offset"_a, "byte_count"_a, Released());
   nb::class_<Mapping>(module, "Mapping", nb::type_slots(buffer_slots<Mapping>()))
       .def(nb::init<int, const std::vector<std::size_t>&, std::size_t>(), "pool_fd"_a, "chunks"_a,
            "byte_count"_a)

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <stdexcept>
 #include <string>
 
@@ -37,6 +38,18 @@ bool Region::borrow(std::size_t offset, int fd, std::uint64_t file_offset, std::
     return false;  // the file has shrunk meanwhile; a read will say so
   }
   return true;
+}
+
+void Region::discard(std::size_t offset, std::size_t byte_count) {
+  if (offset > byte_count_ || byte_count > byte_count_ - offset)
+    throw std::invalid_argument("expected a range within " + std::to_string(byte_count_) +
+                                " bytes, found " + std::to_string(byte_count) + " at " +
+                                std::to_string(offset));
+  const std::size_t begin = round_up(offset, page_bytes);
+  const std::size_t end = (offset + byte_count) / page_bytes * page_bytes;
+  if (begin >= end) return;
+  if (::madvise(memory_.data() + begin, end - begin, MADV_DONTNEED) != 0)
+    throw SystemError(errno, "madvise");
 }
 
 }  // namespace stoker

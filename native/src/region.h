@@ -21,6 +21,9 @@ class Region {
   // Has the file's own pages, copied on write, stand at `offset`; false where that cannot be.
   bool borrow(std::size_t offset, int fd, std::uint64_t file_offset, std::size_t byte_count);
 
+  // Gives the pages that lie wholly in the range back; what they held is lost.
+  void discard(std::size_t offset, std::size_t byte_count);
+
  private:
   Memory memory_;
   std::size_t byte_count_;

@@ -2,58 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
-from stoker.native import (
-    CHUNK_BYTES,
-    HeaderError,
-    Load,
-    Progress,
-    ReadRequest,
-    Region,
-    header_bytes,
-    parse_header,
-)
-from stoker.placement.errors import (
-    CheckpointChanged,
-    CheckpointError,
-    CheckpointForbidden,
-    CheckpointMissing,
-    HeaderInvalid,
-    SourceUnavailable,
-    StorageFull,
-)
+from stoker.native import header_bytes, parse_header
+from stoker.runtime.checkpoint.bring import LocalFiles, OnProgress, Report, bring, told_about
+from stoker.runtime.checkpoint.manifest import WeightFile, chunk_count, chunks_of
+from stoker.runtime.checkpoint.own import Maker, Wanted
+from stoker.runtime.checkpoint.source_file import version_of
+from stoker.runtime.checkpoint.stopping import asynchronous
+from stoker.runtime.checkpoint.tensors import check_cast, is_cast, tensor_place, tensor_view
 
-READ_THREADS = 4
 _LENGTH_BYTES = 8
-
-DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "F4": torch.float4_e2m1fn_x2,
-    "I16": torch.int16,
-    "U16": torch.uint16,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I32": torch.int32,
-    "U32": torch.uint32,
-    "F32": torch.float32,
-    "C64": torch.complex64,
-    "F64": torch.float64,
-    "I64": torch.int64,
-    "U64": torch.uint64,
-}
 
 
 def load_file(
@@ -61,112 +22,57 @@ def load_file(
     device: str | int | torch.device = "cpu",
     *,
     borrow: bool = True,
+    dtype: torch.dtype | None = None,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, torch.Tensor]:
     """Load every tensor of a safetensors file, as `safetensors.torch.load_file` does.
 
     The tensors are writable and what is written stays in this process; on the CPU those of one
     file share one block of memory, which is freed with the last of them. With `borrow`, what the
     page cache holds is not copied, so the file must not be changed in place while the tensors
-    live (to rename a new one over it is safe); without, the caller owns a copy. Raises
-    CheckpointError (a file that is missing, forbidden, changing or malformed), SourceUnavailable
-    or StorageFull.
+    live (to rename a new one over it is safe); without, the caller owns a copy.
+
+    With another `dtype` than the file's, each floating-point tensor (float8 included, pairs of
+    float4 not) is cast while the rest still comes, and every tensor has memory of its own. Peak
+    memory is then the result, 128 MiB of the file and its largest tensor.
+
+    `on_progress(done_bytes, total_bytes)` is called in the thread that called, at most 20 times
+    a second and once at the end, with done == total; what it raises ends the load. Raises
+    CheckpointError (a file that is missing, forbidden, changing or malformed), SourceUnavailable,
+    StorageFull, or BadRequest for a dtype that is not float64, float32, bfloat16 or float16.
     """
-    name = os.fspath(path)
+    check_cast(dtype)
+    name, target = os.fspath(path), torch.device(device)
     with told_about(name):
-        header, file_bytes = _read_header(name)
+        header, file_bytes, version = _read_header(name)
         entries = parse_header(header, file_bytes)
-        region = Region(file_bytes)
-        _read(name, region, borrow)
-    if memoryview(region)[: len(header)] != header:
-        raise CheckpointChanged(
-            f"Expected {name} to stay as it was while it was read; its header changed.",
-            "Write a new file under another name and rename it into place.",
-        )
-    target = torch.device(device)
-    return {
-        tensor_name: _tensor(name, region, dtype, shape, len(header) + begin, end - begin).to(
-            target
-        )
-        for tensor_name, dtype, shape, begin, end in entries
-    }
+    places = [
+        tensor_place(tensor, kind, shape, len(header) + begin, end - begin)
+        for tensor, kind, shape, begin, end in entries
+    ]
+    origin = LocalFiles((name,), (version,))
+    chunks = chunks_of([WeightFile(name, file_bytes, (None,) * chunk_count(file_bytes), version)])
+    report = Report(on_progress, file_bytes)
+    if is_cast(places, dtype):
+        maker = Maker([Wanted(place) for place in places], dtype, target)
+        bring(origin, chunks, borrow=borrow, on_ready=maker, report=report)
+        return {place.name: maker.tensors[place.name] for place in places}
+    region = bring(origin, chunks, borrow=borrow, report=report)
+    memory = torch.frombuffer(region, dtype=torch.uint8)
+    return {place.name: tensor_view(memory, place).to(target) for place in places}
 
 
-def _read(name: str, region: Region, borrow: bool) -> None:
-    offsets = range(0, len(region), CHUNK_BYTES)
-    sizes = [min(CHUNK_BYTES, len(region) - offset) for offset in offsets]
-    progress = Progress(len(sizes), len(region))
-    load = Load.into_region(region, sizes, [None] * len(sizes), progress, borrow)
-    load.read([ReadRequest(name, at, n) for n, at in enumerate(offsets)], READ_THREADS)
+load_file_async = asynchronous(load_file)
 
 
-def _read_header(name: str) -> tuple[bytes, int]:
+def _read_header(name: str) -> tuple[bytes, int, str]:
+    """The header, the file's size and its version."""
     with open(name, "rb", buffering=0) as file:
-        file_bytes = os.fstat(file.fileno()).st_size
+        status = os.fstat(file.fileno())
         start = file.read(_LENGTH_BYTES)
-        rest_bytes = header_bytes(start, file_bytes) - _LENGTH_BYTES
+        rest_bytes = header_bytes(start, status.st_size) - _LENGTH_BYTES
         parts = [start]
         while rest_bytes > 0 and (part := file.read(rest_bytes)):
             parts.append(part)
             rest_bytes -= len(part)
-        return b"".join(parts), file_bytes
-
-
-def _tensor(
-    name: str, region: Region, dtype_name: str, shape: tuple[int, ...], offset: int, byte_count: int
-) -> torch.Tensor:
-    dtype = DTYPES.get(dtype_name)
-    if dtype is None:
-        raise CheckpointError(
-            f"Expected dtypes that PyTorch has in {name}, found {dtype_name}.",
-            "Convert the checkpoint to another dtype.",
-        )
-    if dtype_name == "F4":
-        shape = _packed_pairs(name, shape)
-    if byte_count == 0:
-        return torch.empty(shape, dtype=dtype)
-    octets = torch.frombuffer(region, dtype=torch.uint8, count=byte_count, offset=offset)
-    # Kernels expect elements at multiples of their size, which the format does not promise.
-    if offset % dtype.itemsize != 0:
-        octets = octets.clone()
-    return octets.view(dtype).view(shape)
-
-
-def _packed_pairs(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of four-bit elements as PyTorch counts them: two in each along the last axis."""
-    if not shape or shape[-1] % 2 != 0:
-        raise CheckpointError(
-            f"Expected F4 tensors with an even last dimension in {name}, found shape {shape}.",
-            "Pad the last dimension to an even length.",
-        )
-    return (*shape[:-1], shape[-1] // 2)
-
-
-@contextmanager
-def told_about(name: str) -> Iterator[None]:
-    """Turn what the file system and the native loader raise into errors of Stoker."""
-    try:
-        yield
-    except HeaderError as error:
-        raise HeaderInvalid(
-            f"Expected a safetensors header in {name}, but {error}.",
-            "Write the file again with safetensors.",
-            kind=error.kind,
-            offset=error.offset,
-        ) from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
-            raise CheckpointMissing(
-                f"Expected a safetensors file at {name}, found none: {reason}.", "Check the path."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM):
-            raise CheckpointForbidden(
-                f"Expected to be allowed to read {name}: {reason}.", "Check its permissions."
-            ) from error
-        if error.errno == errno.ENOMEM:
-            raise StorageFull(
-                f"Expected memory for the whole of {name}: {reason}.", "Free memory or use more."
-            ) from error
-        raise SourceUnavailable(
-            f"Expected to read {name} to its end: {reason}.", "Check the disk, then try again."
-        ) from error
+        return b"".join(parts), status.st_size, version_of(status)

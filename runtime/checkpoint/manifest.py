@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -121,14 +121,7 @@ class Manifest:
     @cached_property
     def chunks(self) -> tuple[ChunkEntry, ...]:
         """Every chunk in the order of the virtual space; a chunk's ordinal is its index."""
-        return tuple(
-            ChunkEntry(ordinal, file, k * CHUNK_BYTES, _chunk_size(weight, k), weight.chunks[k])
-            for ordinal, (file, weight, k) in enumerate(
-                (file, weight, k)
-                for file, weight in enumerate(self.weights)
-                for k in range(len(weight.chunks))
-            )
-        )
+        return chunks_of(self.weights)
 
     @property
     def weight_bytes(self) -> int:
@@ -145,6 +138,20 @@ class Manifest:
         """Where each weight file starts in the virtual space."""
         counts = [len(weight.chunks) for weight in self.weights]
         return tuple(CHUNK_BYTES * n for n in accumulate([0, *counts[:-1]]))
+
+
+def chunks_of(weights: Sequence[WeightFile]) -> tuple[ChunkEntry, ...]:
+    pairs = ((file, k) for file, weight in enumerate(weights) for k in range(len(weight.chunks)))
+    return tuple(
+        ChunkEntry(
+            ordinal,
+            file,
+            k * CHUNK_BYTES,
+            min(CHUNK_BYTES, weights[file].bytes - k * CHUNK_BYTES),
+            weights[file].chunks[k],
+        )
+        for ordinal, (file, k) in enumerate(pairs)
+    )
 
 
 def chunk_count(byte_count: int) -> int:
@@ -217,10 +224,6 @@ def check_name(name: object) -> None:
 
 def invalid(expected: str, found: str) -> CheckpointError:
     return CheckpointError(f"Expected {expected} in {MANIFEST_NAME}, found {found}.", _REMEDY)
-
-
-def _chunk_size(weight: WeightFile, k: int) -> int:
-    return min(CHUNK_BYTES, weight.bytes - k * CHUNK_BYTES)
 
 
 def _is_count(value: object, maximum: int = 1 << 50) -> bool:

@@ -98,9 +98,8 @@ def _order(source: FileSource, original: Manifest, traced: Trace) -> list[Tensor
     order: dict[str, TensorEntry] = {}
     dropped: set[str] = set()
     for name in traced.order:
-        found = [n for n in traced.file_names(name) if n in by_name]
         # A tied tensor may be stored under another of its names only.
-        tied = [n for t in traced.tied.get(name, ()) for n in traced.file_names(t) if n in by_name]
+        found, tied = traced.stored_names(name, by_name)
         for stored in (*found, *tied):
             if stored in order or stored in dropped:
                 continue

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
-from pathlib import PurePosixPath
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 
 import orjson
 
@@ -36,6 +38,8 @@ from stoker.runtime.checkpoint.source import Source, SourceFile
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
+ADAPTER_CONFIG_NAME = "adapter_config.json"
 HEADER_FIRST_READ_BYTES = 256 * 1024
 _SMALL_SUFFIXES = (".json", ".txt", ".jinja", ".model")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -43,7 +47,7 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 
 
 def resolve(source: Source) -> Manifest:
-    """The manifest of the checkpoint at `source`.
+    """The manifest of the checkpoint at `source`: a model, or an adapter in PEFT's format.
 
     Raises CheckpointMissing, CheckpointForbidden, SourceUnavailable, PickleRefused, HeaderInvalid
     and CheckpointError for a folder that holds no model.
@@ -70,11 +74,13 @@ def resolve(source: Source) -> Manifest:
 
 
 def weight_names(source: Source, files: Mapping[str, SourceFile]) -> list[str]:
-    """The safetensors files that hold the model; pickles are refused."""
+    """The safetensors files that hold the model, else the adapter; pickles are refused."""
     if WEIGHTS_NAME in files:
         return [WEIGHTS_NAME]
     if INDEX_NAME in files:
         return _shards(source, files)
+    if ADAPTER_CONFIG_NAME in files and ADAPTER_WEIGHTS_NAME in files:
+        return [ADAPTER_WEIGHTS_NAME]
     pickles = [name for name in files if name.endswith(_PICKLE_SUFFIXES)]
     if pickles:
         raise PickleRefused(
@@ -87,6 +93,11 @@ def weight_names(source: Source, files: Mapping[str, SourceFile]) -> list[str]:
         f"Expected {WEIGHTS_NAME} or {INDEX_NAME} at {source.uri}, found: {_listed(files)}.",
         "Name the folder or prefix of a Hugging Face model with safetensors weights.",
     )
+
+
+def is_adapter(manifest: Manifest) -> bool:
+    """Whether the checkpoint changes a model instead of being one."""
+    return [weight.name for weight in manifest.weights] == [ADAPTER_WEIGHTS_NAME]
 
 
 def small_files(files: Mapping[str, SourceFile]) -> list[SourceFile]:
@@ -117,6 +128,17 @@ def read_small_file(source: Source, entry: FileEntry) -> bytes:
             found=found,
         )
     return payload
+
+
+@contextmanager
+def small_files_folder(source: Source, manifest: Manifest) -> Iterator[Path]:
+    """The pinned small files in a folder of their own, for libraries that want to be shown one."""
+    with tempfile.TemporaryDirectory(prefix="stoker-model-") as folder:
+        for entry in manifest.files:
+            path = Path(folder) / entry.name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(read_small_file(source, entry))
+        yield Path(folder)
 
 
 def read_tensors(source: Source, number: int, file: SourceFile) -> list[TensorEntry]:

@@ -19,8 +19,8 @@ import orjson
 import torch
 
 from stoker.placement.errors import BadRequest, StorageFull
-from stoker.runtime.checkpoint.load_file import DTYPES
 from stoker.runtime.checkpoint.manifest import DATA_ALIGNMENT_BYTES, TENSOR_ALIGNMENT_BYTES
+from stoker.runtime.checkpoint.tensors import DTYPES
 from stoker.runtime.durable import sync_folder
 
 _METADATA = "__metadata__"

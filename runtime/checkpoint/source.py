@@ -12,6 +12,7 @@ Contract (tests/runtime/checkpoint/test_source_contract.py holds it for every so
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,6 +64,14 @@ def open_source(uri: str, settings: CheckpointSettings | None = None) -> Source:
 
     bucket, prefix = s3_location(uri)
     return S3Source(bucket, prefix, settings or CheckpointSettings())
+
+
+def open_model(uri: str | os.PathLike[str]) -> Source:
+    """The source at a URI or a local path, S3 being found by the environment."""
+    text = os.fspath(uri)
+    if "://" not in text:
+        text = Path(text).expanduser().absolute().as_uri()
+    return open_source(text, CheckpointSettings.from_environment(os.environ))
 
 
 def prepare_s3(settings: CheckpointSettings) -> None:

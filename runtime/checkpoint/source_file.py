@@ -38,7 +38,7 @@ class FileSource:
             for name in self._names():
                 status = (self._path / name).stat()
                 if stat.S_ISREG(status.st_mode):
-                    found.append(SourceFile(name, status.st_size, _version(status)))
+                    found.append(SourceFile(name, status.st_size, version_of(status)))
                 if len(found) > LISTING_MAXIMUM:
                     raise CheckpointError(
                         f"Expected at most {LISTING_MAXIMUM} files in {self._path}, found more.",
@@ -92,16 +92,16 @@ class FileSource:
                             yield f"{entry.name}/{below.name}"
 
 
-def _version(status: os.stat_result) -> str:
+def version_of(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns}-{status.st_size}"
 
 
 def _check_version(path: Path, status: os.stat_result, version: str | None) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointMissing(f"Expected a regular file at {path}.", "Correct the path.")
-    if version is not None and _version(status) != version:
+    if version is not None and version_of(status) != version:
         raise CheckpointChanged(
-            f"Expected version {version} of {path}, found {_version(status)}.",
+            f"Expected version {version} of {path}, found {version_of(status)}.",
             "Deploy the function again to pin the model as it is now.",
         )
 

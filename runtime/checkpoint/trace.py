@@ -7,7 +7,7 @@ no data, so that tracing costs milliseconds and no memory, whatever the model's 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,18 @@ class Trace:
         other = name.removeprefix(prefix) if name.startswith(prefix) else prefix + name
         return (name, other)
 
+    def stored_names(self, name: str, stored: Container[str]) -> tuple[list[str], list[str]]:
+        """Where a checkpoint that holds `stored` keeps `name`: itself, and as a tied tensor."""
+        found = [n for n in self.file_names(name) if n in stored]
+        tied = [n for t in self.tied.get(name, ()) for n in self.file_names(t) if n in stored]
+        return found, tied
+
     def tensor_parallel_dimension(self, name: str, dimensions: int) -> int | None:
         """The dimension that a tensor-parallel split cuts: 0 by columns, 1 by rows."""
         module, _, leaf = name.rpartition(".")
         for candidate in self.file_names(module):
             style = next((s for p, s in self.tensor_parallel.items() if _matches(p, candidate)), "")
-            if style.startswith("colwise"):
+            if style.startswith(("colwise", "embedding_rowwise")):
                 return 0
             # The bias of a row-wise layer is added once, after the parts have been summed.
             if style.startswith("rowwise") and leaf == "weight" and dimensions > 1:
@@ -67,8 +73,8 @@ def trace(folder: Path) -> Trace:
         order = _first_uses(torch, model)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
         raise _untraceable(folder, f"{type(error).__name__}: {error}") from error
-    plan = getattr(config, "base_model_tp_plan", None) or {}
-    return Trace(tuple(order), _ties(model), model.base_model_prefix, dict(plan))
+    plan = {**(config.base_model_tp_plan or {}), **(model_class._tp_plan or {})}  # noqa: SLF001
+    return Trace(tuple(order), _ties(model), model.base_model_prefix, plan)
 
 
 def _first_uses(torch: Any, model: Any) -> list[str]:

@@ -8,7 +8,7 @@ bytes to have arrived, only the forward pass does.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,25 +19,12 @@ import transformers
 from transformers.modeling_utils import PreTrainedModel
 
 from stoker.placement.errors import StartFailed, StokerError
+from stoker.runtime.checkpoint.tensors import TensorPlace, tensor_place
 from stoker.runtime.engine.tokenizer import read_json
 
 STALL_SECONDS = 60.0
 """A load that makes no progress for this long has failed."""
 
-_DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
 _CASTS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -59,44 +46,10 @@ class LoadProgress(Protocol):
     def wait(self, watermark_bytes: int, timeout_seconds: float) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
-class TensorPlace:
-    """Where one tensor lies in the checkpoint's address space, in bytes."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int
-    byte_count: int
-
-
 def read_layout(path: Path) -> tuple[TensorPlace, ...]:
-    """The tensors of a checkpoint; StartFailed when the layout names a dtype torch lacks."""
+    """The tensors of a checkpoint; CheckpointError when it names a dtype that torch lacks."""
     tensors = orjson.loads(path.read_bytes())["tensors"]
     return tuple(tensor_place(*fields) for fields in tensors)
-
-
-def tensor_place(
-    name: str, dtype: str, shape: Sequence[int], offset: int, byte_count: int
-) -> TensorPlace:
-    """The place of a tensor of a safetensors dtype; StartFailed when torch lacks that."""
-    if dtype not in _DTYPES:
-        raise StartFailed(
-            f"Expected tensors of a dtype that torch has, found {dtype} in {name}.",
-            f"Convert the checkpoint to one of {', '.join(_DTYPES)}.",
-        )
-    return TensorPlace(name, _DTYPES[dtype], tuple(shape), offset, byte_count)
-
-
-def tensor_views(memory: torch.Tensor, places: Iterable[TensorPlace]) -> dict[str, torch.Tensor]:
-    """Each tensor as a view of `memory` (uint8); one that lies misaligned is copied."""
-    views = {}
-    for place in places:
-        part = memory[place.offset : place.offset + place.byte_count]
-        if part.data_ptr() % place.dtype.itemsize:
-            part = part.clone()
-        views[place.name] = part.view(place.dtype).view(place.shape)
-    return views
 
 
 def wait_for_bytes(progress: LoadProgress, byte_count: int) -> None:

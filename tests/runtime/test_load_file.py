@@ -23,6 +23,7 @@ from stoker.placement.errors import (
     SourceUnavailable,
     StokerError,
 )
+from stoker.runtime.checkpoint import bring
 from stoker.runtime.checkpoint import load_file as module
 
 DTYPES = [
@@ -134,7 +135,7 @@ def test_a_tensor_keeps_its_memory_alive_and_the_last_one_frees_it(
             super().__init__(byte_count)
             regions.append(weakref.ref(self))
 
-    monkeypatch.setattr(module, "Region", Watched)
+    monkeypatch.setattr(bring, "Region", Watched)
     path = write(tmp_path / "file.safetensors", [("a", "U8", [64]), ("b", "U8", [64])])
     expected = safetensors.torch.load_file(path)["b"]
     kept = module.load_file(path)["b"]
@@ -170,7 +171,7 @@ def test_a_failing_disk_is_told_as_ours(
     def failing(*arguments: object) -> None:
         raise OSError(code, "told by the disk", str(path))
 
-    monkeypatch.setattr(module, "_read", failing)
+    monkeypatch.setattr(bring, "ReadRequest", failing)
     with pytest.raises(expected, match="told by the disk"):
         module.load_file(path)
 

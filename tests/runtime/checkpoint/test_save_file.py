@@ -12,8 +12,9 @@ import torch
 
 import stoker
 from stoker.placement.errors import BadRequest, StorageFull
-from stoker.runtime.checkpoint.load_file import DTYPES, load_file
+from stoker.runtime.checkpoint.load_file import load_file
 from stoker.runtime.checkpoint.save_file import save_file
+from stoker.runtime.checkpoint.tensors import DTYPES
 
 
 def octets(tensor: torch.Tensor) -> bytes:

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from harness import tiny_model
 from stoker.native import Progress
 from stoker.placement.errors import ChunkCorrupt, StartFailed
+from stoker.runtime.checkpoint.tensors import TensorPlace, tensor_views
 from stoker.runtime.engine import weights
-from stoker.runtime.engine.weights import TensorPlace
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_misaligned_tensor_is_copied_and_an_aligned_one_is_not() -> None:
         TensorPlace("misaligned", torch.float32, (2, 1), 21, 8),
     ]
 
-    views = weights.tensor_views(memory, places)
+    views = tensor_views(memory, places)
 
     assert views["aligned"].data_ptr() == memory.data_ptr() + 8
     assert views["aligned"].tolist() == [1.5, 2.5]
