@@ -55,7 +55,7 @@ def load_tensors(
     selection = select(manifest, tensors, cut_dimensions if rank.count > 1 else {}, rank)
     places = [wanted.place for wanted in selection.wanted]
     if not selection.chunks:
-        return {place.name: torch.empty(place.shape, dtype=place.dtype) for place in places}
+        return {p.name: torch.empty(p.shape, dtype=p.dtype, device=target) for p in places}
     origin = origin_of(source, manifest)
     report = Report(on_progress, sum(chunk.bytes for chunk in selection.chunks))
     if rank.count > 1 or is_cast(places, dtype):
