@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from harness import checkpoints
+import stoker
+from harness import checkpoints, tiny_model
 from stoker.placement.errors import CheckpointError
-from stoker.runtime.checkpoint.manifest import FILLER_PREFIX, MANIFEST_NAME, decode
+from stoker.runtime.checkpoint.manifest import (
+    FILLER_PREFIX,
+    MANIFEST_NAME,
+    decode,
+    engine_tensors,
+)
 from stoker.runtime.checkpoint.pack import pack
 from stoker.runtime.checkpoint.resolve import resolve
 from stoker.runtime.checkpoint.source_file import FileSource
@@ -77,6 +83,69 @@ def test_tensors_lie_in_the_order_of_first_use(packed_tiny: Path) -> None:
         "self_attn.q_proj.bias",
     ]
     assert first[-1] == "mlp.down_proj.bias"
+
+
+def test_an_encoder_is_laid_out_in_the_order_of_first_use(tmp_path: Path) -> None:
+    folder = tiny_model.write_bert(tmp_path / "bert")
+
+    manifest = pack(folder, tmp_path / "packed")
+
+    names = [tensor.name for tensor in engine_tensors(manifest)]
+    assert names[0] == "embeddings.word_embeddings.weight"
+    assert [name.split(".")[0] for name in names[-2:]] == ["pooler", "pooler"]
+    layers = [name.split(".")[2] for name in names if name.startswith("encoder.layer.")]
+    assert layers == sorted(layers)
+    first = [name.split(".", 3)[3] for name in names if name.startswith("encoder.layer.0.")]
+    assert first[0] == "attention.self.query.weight"
+    assert first[-1] == "output.LayerNorm.bias"
+
+
+def test_packing_is_deterministic(tiny_llama: Path, tmp_path: Path) -> None:
+    manifests = [pack(tiny_llama, tmp_path / name) for name in ("one", "two")]
+
+    assert manifests[0].digest == manifests[1].digest
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert names == {path.name for path in (tmp_path / "two").iterdir()}
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_large_tensors_and_unusual_dtypes_keep_their_bits(tiny_llama: Path, tmp_path: Path) -> None:
+    """Tensors that cross chunks, fp8, booleans and scalars in shards, as a packed checkpoint."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    torch.manual_seed(5)
+    extra = {
+        "large.crossing": torch.randn(9, 1 << 20),
+        "fp8.weight": torch.randn(30, 7).to(torch.float8_e4m3fn),
+        "fp8.other": torch.randn(3).to(torch.float8_e5m2),
+        "fp8.scale": torch.tensor(0.5),
+        "mask": torch.rand(13) > 0.5,
+        "empty": torch.empty(0, 4),
+    }
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    save_file(extra, folder / "model-00002-of-00002.safetensors")
+    shards = sorted(folder.glob("model-*"))
+    before = {name: tensor for path in shards for name, tensor in load_file(path).items()}
+    weight_map = {name: path.name for path in shards for name in load_file(path)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    manifest = pack(folder, tmp_path / "packed")
+
+    assert len(manifest.chunks) > 2
+    ours = stoker.load_tensors(tmp_path / "packed")
+    theirs = tensors_of(tmp_path / "packed")
+    assert before.keys() == ours.keys() == theirs.keys()
+    for name, tensor in before.items():
+        for found in (ours[name], theirs[name]):
+            assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
+            assert found.reshape(-1).view(torch.uint8).equal(tensor.reshape(-1).view(torch.uint8))
+    data_begin, header = header_of(tmp_path / "packed")
+    assert data_begin % 4096 == 0
+    assert all(header[name]["data_offsets"][0] % 64 == 0 for name in before)
 
 
 def test_the_manifest_says_how_a_split_would_cut(packed_tiny: Path) -> None:
