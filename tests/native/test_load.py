@@ -257,3 +257,19 @@ def test_a_region_is_written_from_its_chunks(bench: Bench, tmp_path: Path) -> No
     load.read(bench.requests)
     load.write(1, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == bench.octets[CHUNK_BYTES:]
+
+
+def test_what_a_region_discards_is_given_back_and_the_rest_stays() -> None:
+    region = Region(3 * 4096 + 100)
+    view = memoryview(region)
+    view[:] = b"x" * len(view)
+
+    region.discard(100, 2 * 4096)
+
+    assert bytes(view[:4096]) == b"x" * 4096
+    assert bytes(view[4096:8192]) == bytes(4096)
+    assert bytes(view[8192:]) == b"x" * (len(view) - 8192)
+    region.discard(10, 20)
+    region.discard(len(region), 0)
+    with pytest.raises(ValueError, match="within"):
+        region.discard(1, len(region))

@@ -26,6 +26,7 @@ from stoker.placement.errors import (
     BadRequest,
     CheckpointChanged,
     CheckpointMissing,
+    ChunkCorrupt,
     SourceUnavailable,
 )
 from stoker.runtime.checkpoint import bring as module
@@ -182,6 +183,53 @@ def test_a_source_that_fails_ends_the_load_with_its_error(
     with pytest.raises(SourceUnavailable, match="found none"):
         stoker.load_tensors("s3://any/model")
     assert_no_thread_is_left()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_chunk_that_comes_damaged_is_fetched_once_more(
+    packed_tiny: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    source = FakeSource.of_folder(packed_tiny)
+    read, left = source.read, times
+
+    def damaged(name: str, offset: int, into: memoryview, version: str | None) -> None:
+        nonlocal left
+        read(name, offset, into, version)
+        if left:
+            into[-1] ^= 1
+            left -= 1
+
+    monkeypatch.setattr(source, "read", damaged)
+    monkeypatch.setattr(load_tensors_module, "open_model", lambda _: source)
+    if times == 2:
+        with pytest.raises(ChunkCorrupt):
+            stoker.load_tensors("s3://any/model")
+        return
+    found, expected = stoker.load_tensors("s3://any/model"), stoker.load_tensors(packed_tiny)
+    assert all(found[name].equal(expected[name]) for name in expected)
+
+
+def test_a_load_that_is_stopped_ends_wherever_it_is(folder: Path, regions: list[Any]) -> None:
+    async def stopped() -> None:
+        loop, begun, go = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+        def hold(done: int, total: int) -> None:
+            loop.call_soon_threadsafe(begun.set)
+            go.wait(10)
+
+        task = asyncio.ensure_future(
+            stoker.load_file_async(first_file(folder), dtype=torch.float16, on_progress=hold)
+        )
+        await asyncio.wait_for(begun.wait(), 10)
+        task.cancel()
+        loop.call_soon(go.set)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(stopped())
+    assert_no_thread_is_left()
+    gc.collect()
+    assert [region() for region in regions] == [None]
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(folder: Path, tmp_path: Path) -> None:
