@@ -54,7 +54,7 @@ def attach_adapter(
     As PEFT does, weights of half precision compute in float32. CheckpointError when the adapter
     is not a plain LoRA, or was made for another base.
     """
-    # It takes 1 s to import, and most models come without an adapter.
+    # It takes seconds to import, and most models come without an adapter.
     from peft import LoraConfig, inject_adapter_in_model
 
     fields = _read_config(folder / ADAPTER_CONFIG_NAME, where)
