@@ -85,11 +85,16 @@ class Loading:
         self._filling = _Filling(self._load)
         self._refused: set[int] = set()  # chunks of which the source has sent a wrong one
         self._fetch_began = 0.0
+        self._deadline = math.inf if deadline is None else deadline
         self._fetches = context.fetcher.begin(deadline, self._fetch)
 
     @property
     def complete(self) -> bool:
         return self.progress.state == "complete"
+
+    def hasten(self, deadline: float) -> None:
+        """Somebody waits for this load until `deadline` (time.monotonic)."""
+        self._fetches.hasten(deadline)
 
     def cancel(self) -> None:
         self._cancelled.set()
@@ -183,7 +188,7 @@ class Loading:
         while pending:
             requests = [self._request(chunk) for chunk in pending.values()]
             try:
-                self._load.read(requests, READ_THREADS)
+                self._load.read(requests, READ_THREADS, deadline=self._deadline)
                 break
             except ChunkError as error:
                 if self._source.local_dir is not None:

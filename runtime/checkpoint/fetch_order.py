@@ -50,6 +50,10 @@ class Queue:
         heapq.heappush(self._parts, (ordinal, 0, byte_count))
         self.bytes += byte_count
 
+    def hasten(self, deadline: float) -> None:
+        """Somebody else waits for it until `deadline`; an earlier deadline stays."""
+        self.urgency = min(self.urgency, (deadline, self.urgency[1]))
+
     def clear(self) -> None:
         self._parts.clear()
         self.bytes = 0

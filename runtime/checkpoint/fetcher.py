@@ -96,6 +96,10 @@ class Fetcher:
                 fetches.queue.add(ordinal, byte_count)
                 self._queued.notify(self.connections)
 
+    def hasten(self, fetches: Fetches, deadline: float) -> None:
+        with self._lock:
+            fetches.queue.hasten(deadline)
+
     def cancel(self, fetches: Fetches) -> None:
         with self._lock:
             fetches.stop(Cancelled("The load was cancelled."))
@@ -126,6 +130,10 @@ class Fetches:
     def add(self, ordinal: int, byte_count: int) -> None:
         """Queue a chunk; allowed before `wait`, and in a fetch."""
         self._fetcher.add(self, ordinal, byte_count)
+
+    def hasten(self, deadline: float) -> None:
+        """What is still queued has this deadline, if it is earlier."""
+        self._fetcher.hasten(self, deadline)
 
     def cancel(self) -> None:
         """Drop what is queued; `wait` raises Cancelled once what runs has ended."""

@@ -131,6 +131,8 @@ class CheckpointCache:
             entry = (
                 self._lead(ref, opening, deadline, peers) if mine else self._follow(ref, opening)
             )
+        if deadline is not None:
+            entry.loading.hasten(deadline)
         try:
             self._ssd.mend(entry.ssd, functools.partial(self._fetch_again, ref))
         except BaseException:

@@ -49,6 +49,15 @@ def test_a_load_without_anything_queued_is_passed_over() -> None:
     assert next_queue([empty], now=0.0) is None
 
 
+def test_a_prefetch_that_somebody_comes_to_wait_for_is_urgent_from_then_on() -> None:
+    prefetch, other = queue(None), queue(5.0, begun=1.0)
+
+    prefetch.hasten(4.0)
+    assert next_queue([prefetch, other], now=1.0) is prefetch
+    prefetch.hasten(9.0)
+    assert next_queue([prefetch, other], now=1.0) is prefetch
+
+
 def test_a_cancelled_load_has_nothing_left() -> None:
     cancelled, other = queue(1.0, chunks=9), queue(2.0)
 

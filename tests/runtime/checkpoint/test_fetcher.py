@@ -121,6 +121,25 @@ def test_an_urgent_checkpoint_is_there_before_an_earlier_prefetch(
     finish(cache)
 
 
+def test_a_prefetch_that_is_opened_with_a_deadline_overtakes_what_was_before_it(
+    tmp_path: Path, make_cache: MakeCache
+) -> None:
+    before, opened = fake(tmp_path, "a", 60), fake(tmp_path, "b", 17, 1)
+    for source in (before, opened):
+        source.before_read = lambda name, offset: time.sleep(0.02)
+    cache = make_cache(opener(a=before, b=opened))
+    first = cache.open(cache.resolve("s3://fake/a"))
+    ref = cache.resolve("s3://fake/b")
+    cache.open(ref)
+
+    wanted = cache.open(ref, deadline=time.monotonic())
+    wanted.wait(WAIT_SECONDS)
+
+    assert first.progress.state == "loading"
+    first.wait(WAIT_SECONDS)
+    finish(cache)
+
+
 def test_all_connections_share_the_head_chunk(tmp_path: Path, make_cache: MakeCache) -> None:
     source = fake(tmp_path, mebibytes=60)
     go = threading.Event()
