@@ -28,6 +28,7 @@ StokerError                  500  internal
 │   ├── NoCapacity           503  no_capacity
 │   ├── SourceUnavailable    503  source_unavailable
 │   ├── StorageFull          503  storage_full
+│   ├── DeviceFailed         503  device_failed
 │   └── CoordinationLost     503  coordination_unavailable
 └── DeadlineExceeded         504  deadline_exceeded
 
@@ -193,6 +194,10 @@ class SourceUnavailable(Unavailable):
 
 class StorageFull(Unavailable):
     code = "storage_full"
+
+
+class DeviceFailed(Unavailable):
+    code = "device_failed"
 
 
 class CoordinationLost(Unavailable):

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import time
@@ -17,27 +16,26 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Protocol
 
 from stoker.native import (
     CHUNK_BYTES,
     ChunkError,
-    HeaderError,
+    Device,
+    DeviceMemory,
     Load,
+    PinnedRange,
     Progress,
     ReadRequest,
     Region,
 )
 from stoker.placement.errors import (
     CheckpointChanged,
-    CheckpointForbidden,
-    CheckpointMissing,
     ChunkCorrupt,
-    HeaderInvalid,
-    SourceUnavailable,
-    StorageFull,
 )
+from stoker.runtime.checkpoint.load_errors import told_about, told_about_device
 from stoker.runtime.checkpoint.manifest import ChunkEntry, Manifest, WeightFile
 from stoker.runtime.checkpoint.source import Source
 from stoker.runtime.checkpoint.source_file import version_of
@@ -45,6 +43,8 @@ from stoker.runtime.checkpoint.stopping import Stop, current_stop
 
 READ_THREADS = 4
 FETCH_THREADS = 8
+WINDOW_CHUNKS = 8  # on the way to a device
+CUDA_DRIVER = "libcuda.so.1"
 BATCH_CHUNKS = 4  # read without asking again whether the user of the bytes keeps up
 REPORT_SECONDS = 0.05
 WAIT_SECONDS = 60.0
@@ -179,13 +179,60 @@ def bring(
     whatever `on_ready` and the report raise, and Cancelled when the current Stop says so. When it
     returns or raises, its threads have ended.
     """
-    sizes = [chunk.bytes for chunk in chunks]
-    extent = (len(chunks) - 1) * CHUNK_BYTES + sizes[-1]
+    extent = extent_of(chunks)
     with told_about(origin.name(0)):
         region = Region(extent)
     progress = Progress(len(chunks), extent)
-    digests = [bytes.fromhex(chunk.digest) if chunk.digest else None for chunk in chunks]
-    load = Load.into_region(region, sizes, digests, progress, borrow)
+    load = Load.into_region(region, _sizes(chunks), _digests(chunks), progress, borrow)
+    ready = None if on_ready is None else partial(on_ready, region)
+    _run(origin, chunks, load, progress, ready, report)
+    return region
+
+
+def bring_to_device(
+    origin: Origin,
+    chunks: Sequence[ChunkEntry],
+    ordinal: int,
+    *,
+    report: Report | None = None,
+    driver: str = CUDA_DRIVER,
+) -> DeviceMemory:
+    """As `bring`, in memory of CUDA device `ordinal`, by way of WINDOW_CHUNKS of pinned memory.
+
+    Raises DeviceFailed as well.
+    """
+    extent = extent_of(chunks)
+    with told_about_device(ordinal):
+        device = Device(ordinal, driver)
+        memory = DeviceMemory(device, extent)
+        window = PinnedRange(device, Region(min(WINDOW_CHUNKS, len(chunks)) * CHUNK_BYTES))
+        progress = Progress(len(chunks), extent)
+        load = Load.into_device(memory, window, _sizes(chunks), _digests(chunks), progress)
+        _run(origin, chunks, load, progress, None, report)
+    return memory
+
+
+def extent_of(chunks: Sequence[ChunkEntry]) -> int:
+    return (len(chunks) - 1) * CHUNK_BYTES + chunks[-1].bytes
+
+
+def _sizes(chunks: Sequence[ChunkEntry]) -> list[int]:
+    return [chunk.bytes for chunk in chunks]
+
+
+def _digests(chunks: Sequence[ChunkEntry]) -> list[bytes | None]:
+    return [bytes.fromhex(chunk.digest) if chunk.digest else None for chunk in chunks]
+
+
+def _run(
+    origin: Origin,
+    chunks: Sequence[ChunkEntry],
+    load: Load,
+    progress: Progress,
+    on_ready: Callable[[int], int] | None,
+    report: Report | None,
+) -> None:
+    extent = progress.total_bytes
     gate = _Gate(0 if on_ready is not None else extent)
 
     def read() -> None:
@@ -193,23 +240,24 @@ def bring(
             for batch in _batches(chunks, bounded=on_ready is not None):
                 gate.wait(batch[0].ordinal * CHUNK_BYTES)
                 origin.read(load, batch)
+            load.finish()
         except BaseException as error:
             progress.fail(f"{error!r:.200}")
             raise
         progress.complete()
 
     stop = current_stop.get(None) or Stop()
-    report = report or Report(None, sum(sizes))
+    report = report or Report(None, sum(_sizes(chunks)))
     with (
         ThreadPoolExecutor(1, "stoker-bring") as thread,
         stop.stops(load.cancel),
         stop.stops(gate.open),
     ):
         if on_ready is not None:
-            gate.allow(on_ready(region, 0))
+            gate.allow(on_ready(0))
         reading = thread.submit(read)
         try:
-            _follow(progress, region, sizes, on_ready, report, gate)
+            _follow(progress, _sizes(chunks), on_ready, report, gate)
         except BaseException:
             load.cancel()
             gate.open()
@@ -217,10 +265,9 @@ def bring(
         with _corrupt(origin, chunks):
             reading.result()
     if on_ready is not None:
-        on_ready(region, extent)  # reading may have ended before its last chunks were followed
+        on_ready(extent)  # reading may have ended before its last chunks were followed
     origin.check()
-    report.finished(sum(sizes))
-    return region
+    report.finished(sum(_sizes(chunks)))
 
 
 def _batches(chunks: Sequence[ChunkEntry], bounded: bool) -> Iterator[Sequence[ChunkEntry]]:
@@ -231,24 +278,23 @@ def _batches(chunks: Sequence[ChunkEntry], bounded: bool) -> Iterator[Sequence[C
 
 def _follow(
     progress: Progress,
-    region: Region,
     sizes: Sequence[int],
-    on_ready: OnReady | None,
+    on_ready: Callable[[int], int] | None,
     report: Report,
     gate: _Gate,
 ) -> None:
     """Until all is there or reading has ended; each wake is for one chunk more at least."""
     done_bytes = [0, *accumulate(sizes)]
     ready = 0
-    while ready < len(region) and progress.state == "loading":
+    while ready < progress.total_bytes and progress.state == "loading":
         try:
             ready = progress.wait(ready + 1, WAIT_SECONDS)
         except TimeoutError:
             continue  # the reads themselves have deadlines, and end the load
-        count = len(sizes) if ready == len(region) else ready // CHUNK_BYTES
+        count = len(sizes) if ready == progress.total_bytes else ready // CHUNK_BYTES
         report.ready(done_bytes[count])
         if on_ready is not None and count:
-            gate.allow(on_ready(region, ready))
+            gate.allow(on_ready(ready))
 
 
 class _Gate:
@@ -290,36 +336,4 @@ def _corrupt(origin: Origin, chunks: Sequence[ChunkEntry]) -> Iterator[None]:
             offset=chunk.file_offset,
             expected=error.expected,
             found=error.found,
-        ) from error
-
-
-@contextmanager
-def told_about(name: str) -> Iterator[None]:
-    """Turn what the file system and the native loader raise into errors of Stoker."""
-    try:
-        yield
-    except HeaderError as error:
-        raise HeaderInvalid(
-            f"Expected a safetensors header in {name}, but {error}.",
-            "Write the file again with safetensors.",
-            kind=error.kind,
-            offset=error.offset,
-        ) from error
-    except OSError as error:
-        where = os.fsdecode(error.filename) if error.filename else name
-        reason = error.strerror or str(error)
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
-            raise CheckpointMissing(
-                f"Expected a safetensors file at {where}, found none: {reason}.", "Check the path."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM):
-            raise CheckpointForbidden(
-                f"Expected to be allowed to read {where}: {reason}.", "Check its permissions."
-            ) from error
-        if error.errno == errno.ENOMEM:
-            raise StorageFull(
-                f"Expected memory for the whole of {where}: {reason}.", "Free memory or use more."
-            ) from error
-        raise SourceUnavailable(
-            f"Expected to read {where} to its end: {reason}.", "Check the disk, then try again."
         ) from error

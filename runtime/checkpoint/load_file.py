@@ -7,7 +7,9 @@ import os
 import torch
 
 from stoker.native import header_bytes, parse_header
-from stoker.runtime.checkpoint.bring import LocalFiles, OnProgress, Report, bring, told_about
+from stoker.runtime.checkpoint.bring import LocalFiles, OnProgress, Report, bring
+from stoker.runtime.checkpoint.landing import check_device, land
+from stoker.runtime.checkpoint.load_errors import told_about
 from stoker.runtime.checkpoint.manifest import WeightFile, chunk_count, chunks_of
 from stoker.runtime.checkpoint.own import Maker, Wanted
 from stoker.runtime.checkpoint.source_file import version_of
@@ -32,6 +34,9 @@ def load_file(
     page cache holds is not copied, so the file must not be changed in place while the tensors
     live (to rename a new one over it is safe); without, the caller owns a copy.
 
+    To a CUDA device the bytes go through a window of 128 MiB of pinned host memory, while the
+    file is still being read; the tensors are views of one block of the device's memory.
+
     With another `dtype` than the file's, each floating-point tensor (float8 included, pairs of
     float4 not) is cast while the rest still comes, and every tensor has memory of its own. Peak
     memory is then the result, 128 MiB of the file and its largest tensor.
@@ -39,10 +44,11 @@ def load_file(
     `on_progress(done_bytes, total_bytes)` is called in the thread that called, at most 20 times
     a second and once at the end, with done == total; what it raises ends the load. Raises
     CheckpointError (a file that is missing, forbidden, changing or malformed), SourceUnavailable,
-    StorageFull, or BadRequest for a dtype that is not float64, float32, bfloat16 or float16.
+    StorageFull, DeviceFailed, or BadRequest for a device that PyTorch does not reach and a dtype
+    that is not float64, float32, bfloat16 or float16.
     """
     check_cast(dtype)
-    name, target = os.fspath(path), torch.device(device)
+    name, target = os.fspath(path), check_device(device)
     with told_about(name):
         header, file_bytes, version = _read_header(name)
         entries = parse_header(header, file_bytes)
@@ -57,8 +63,7 @@ def load_file(
         maker = Maker([Wanted(place) for place in places], dtype, target)
         bring(origin, chunks, borrow=borrow, on_ready=maker, report=report)
         return {place.name: maker.tensors[place.name] for place in places}
-    region = bring(origin, chunks, borrow=borrow, report=report)
-    memory = torch.frombuffer(region, dtype=torch.uint8)
+    memory = land(origin, chunks, target, borrow=borrow, report=report)
     return {place.name: tensor_view(memory, place).to(target) for place in places}
 
 

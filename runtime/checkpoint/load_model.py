@@ -12,6 +12,7 @@ from transformers.modeling_utils import PreTrainedModel
 from stoker.placement.errors import BadRequest, CheckpointError, StartFailed
 from stoker.runtime.checkpoint.adapter import attach_adapter
 from stoker.runtime.checkpoint.bring import OnProgress, Report, bring, origin_of
+from stoker.runtime.checkpoint.landing import check_device, land
 from stoker.runtime.checkpoint.manifest import Manifest, engine_tensors
 from stoker.runtime.checkpoint.own import Maker, Wanted
 from stoker.runtime.checkpoint.resolve import is_adapter, resolve, small_files_folder
@@ -53,13 +54,14 @@ def load_model(
             f"Expected a dtype among {', '.join(DTYPES)}, found {dtype!r:.40}.",
             "Use auto for the checkpoint's own.",
         )
+    target = check_device(device)
     source, manifest = _resolved(uri, adapter=False)
     added = None if adapter is None else _resolved(adapter, adapter=True)
     total_bytes = manifest.weight_bytes + (added[1].weight_bytes if added else 0)
     report = Report(on_progress, total_bytes)
     with small_files_folder(source, manifest) as folder:
         skeleton = build_skeleton(folder, bare=not _has_causal_head(folder))
-        tensors = _bring(source, manifest, dtype_of(dtype), report)
+        tensors = _bring(source, manifest, target, dtype_of(dtype), report)
         model = attach(skeleton, tensors, dtype_of(dtype))
         if (folder / "generation_config.json").is_file() and model.can_generate():
             model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
@@ -71,8 +73,8 @@ def load_model(
         )
     if added is not None:
         with small_files_folder(*added) as folder:
-            attach_adapter(model, folder, _bring(*added, None, report), added[0].uri)
-    moved: PreTrainedModel = model.to(device)
+            attach_adapter(model, folder, _bring(*added, target, None, report), added[0].uri)
+    moved: PreTrainedModel = model.to(target)
     return moved
 
 
@@ -101,7 +103,11 @@ def _has_causal_head(files_dir: Path) -> bool:
 
 
 def _bring(
-    source: Source, manifest: Manifest, dtype: torch.dtype | None, report: Report
+    source: Source,
+    manifest: Manifest,
+    target: torch.device,
+    dtype: torch.dtype | None,
+    report: Report,
 ) -> dict[str, torch.Tensor]:
     bases = manifest.file_bases
     places = [
@@ -110,8 +116,7 @@ def _bring(
     ]
     origin = origin_of(source, manifest)
     if not is_cast(places, dtype):
-        region = bring(origin, manifest.chunks, report=report)
-        return tensor_views(torch.frombuffer(region, dtype=torch.uint8), places)
-    maker = Maker([Wanted(place) for place in places], dtype, torch.device("cpu"))
+        return tensor_views(land(origin, manifest.chunks, target, report=report), places)
+    maker = Maker([Wanted(place) for place in places], dtype, target)
     bring(origin, manifest.chunks, on_ready=maker, report=report)
     return maker.tensors

@@ -7,6 +7,7 @@ import os
 import torch
 
 from stoker.runtime.checkpoint.bring import OnProgress, Report, bring, origin_of
+from stoker.runtime.checkpoint.landing import check_device, land
 from stoker.runtime.checkpoint.manifest import engine_tensors
 from stoker.runtime.checkpoint.own import Maker
 from stoker.runtime.checkpoint.resolve import resolve, small_files_folder
@@ -41,7 +42,7 @@ def load_tensors(
     """
     check_cast(dtype)
     rank, stage = share("tensor_parallel", tensor_parallel), share("pipeline", pipeline)
-    target = torch.device(device)
+    target = check_device(device)
     source = open_model(uri)
     manifest = resolve(source)
     traced = None
@@ -62,8 +63,7 @@ def load_tensors(
         maker = Maker(selection.wanted, dtype, target)
         bring(origin, selection.chunks, on_ready=maker, report=report)
         return {place.name: maker.tensors[place.name] for place in places}
-    region = bring(origin, selection.chunks, report=report)
-    memory = torch.frombuffer(region, dtype=torch.uint8)
+    memory = land(origin, selection.chunks, target, report=report)
     return {place.name: tensor_view(memory, place).to(target) for place in places}
 
 
