@@ -21,7 +21,7 @@ LOADERS: dict[str, tuple[str, ...]] = {
     "dram": ("stoker_attach", "stoker_attach_small_pages"),
     "ablation": tuple(f"ablation_{step}" for step in STEPS),
     "s3": _S3,
-    "s3_throttled": _S3,
+    "s3_throttled": ("stoker_s3", "runai"),
 }
 CONDITIONS = tuple(LOADERS)
 FIO = ("fio_psync", "fio_io_uring", "fio_io_uring_32")

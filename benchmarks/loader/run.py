@@ -40,7 +40,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--idle-seconds", type=float, default=25.0)
     parser.add_argument("--prime-gib", type=float, help="default: twice --gib, and one more")
-    parser.add_argument("--throttle-mib", type=float, default=256.0, help="MiB/s of the slow wire")
+    parser.add_argument(
+        "--throttle-mib", type=float, default=100e6 / MIB, help="MiB/s of the slow wire"
+    )
     parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS))
     parser.add_argument("--no-peers", action="store_true", help="only Stoker and the disk")
     parser.add_argument("--folder", type=Path, default=ROOT / "build", help="on the disk to read")

@@ -39,7 +39,7 @@ def load_file(
 
     With another `dtype` than the file's, each floating-point tensor (float8 included, pairs of
     float4 not) is cast while the rest still comes, and every tensor has memory of its own. Peak
-    memory is then the result, 128 MiB of the file and its largest tensor.
+    memory is then the result, 192 MiB and the file's largest tensor.
 
     `on_progress(done_bytes, total_bytes)` is called in the thread that called, at most 20 times
     a second and once at the end, with done == total; what it raises ends the load. Raises
