@@ -174,6 +174,12 @@ class Progress:
         Look at `state` when less came back than was asked for. Raises TimeoutError.
         """
 
+    def wait_for_range(self, begin: int, end: int, timeout_seconds: float) -> bool:
+        """Wait until the chunks of bytes [begin, end) are ready, whatever lies before them.
+
+        False when the load has ended without them. Raises TimeoutError.
+        """
+
 def device_count(driver_path: str = "libcuda.so.1") -> int:
     """How many CUDA devices the driver offers; 0 where there is no driver. Raises DeviceError."""
 

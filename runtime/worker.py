@@ -110,10 +110,10 @@ class _Worker:
                 build, self._start, prepared, descriptors, lambda: self._stop(1)
             )
         except StokerError as error:
-            self._failed(ready, error)
+            self._refuse(ready, error)
         except Exception as error:  # noqa: BLE001 (whatever broke must reach the agent)
             traceback.print_exc()
-            self._failed(
+            self._refuse(
                 ready,
                 StartFailed(
                     f"Expected the function to start, found {type(error).__name__}: {error}.",
@@ -121,13 +121,22 @@ class _Worker:
                 ),
             )
         else:
+            # Requests may come in at once; to the node it serves when its weights are all there.
             ready.set_result(made)
-            seconds = made.at - max(self._forked_at, made.bytes_at)
-            self._report(WorkerStatus("serving", init_seconds=seconds))
+            try:
+                if made.bytes_at is not None:
+                    await asyncio.wrap_future(made.bytes_at)
+            except StokerError as error:
+                self._failed(error)
+                return
+            self._report(WorkerStatus("serving", init_seconds=made.at - self._forked_at))
 
-    def _failed(self, ready: asyncio.Future[Ready], error: StokerError) -> None:
+    def _refuse(self, ready: asyncio.Future[Ready], error: StokerError) -> None:
         ready.set_exception(error)
         ready.exception()  # requests raise it; without one, asyncio would complain
+        self._failed(error)
+
+    def _failed(self, error: StokerError) -> None:
         sys.stderr.write(f"{error}\n")
         self._report(WorkerStatus("failed", error=error.to_wire()))
 

@@ -6,20 +6,20 @@ model) is a `Prepared`: a zygote may hold it ready for its next fork.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers.modeling_utils import PreTrainedModel
 
 from stoker.native import Mapping, Progress
-from stoker.placement.errors import StartFailed, StokerError
+from stoker.placement.errors import StartFailed
 from stoker.placement.records import FunctionRecord
 from stoker.runtime.checkpoint.tensors import tensor_views
 from stoker.runtime.engine import weights
+from stoker.runtime.engine.arrival import Arrival
 from stoker.runtime.engine.embedder import Embedder, read_pooling
 from stoker.runtime.engine.tokenizer import TextCodec, load_codec, read_json
 from stoker.runtime.engine.transformers_engine import TransformersEngine
@@ -28,7 +28,7 @@ from stoker.runtime.handlers.http import Handler
 from stoker.runtime.handlers.model import EmbeddingHandler, GenerationHandler
 from stoker.runtime.handlers.openfaas import Context, FunctionHandler, load_handle
 from stoker.runtime.worker_http import Ready, guarded
-from stoker.runtime.worker_start import CheckpointStart, WorkerStart
+from stoker.runtime.worker_start import WorkerStart
 
 CONTEXT_TOKENS_DEFAULT = 8192
 """The context of a function that names none, if its model has as much."""
@@ -53,8 +53,9 @@ def build(
 ) -> Ready:
     """The function of `start`, ready to be called; StokerError when it cannot be.
 
-    `descriptors` are those of the pool and of the load's progress. Blocks until the weights have
-    arrived. `on_lost` is called on the event loop when the engine has died.
+    `descriptors` are those of the pool and of the load's progress. The weights may still be on
+    their way: a forward pass waits for what it needs of them. `on_lost` is called on the event
+    loop when the engine has died.
     """
     if start.checkpoint is None or start.function.task == "custom":
         return Ready(_custom(start), time.monotonic())
@@ -66,51 +67,36 @@ def build(
     checkpoint, function = start.checkpoint, start.function
     prepared = prepared or prepare(Path(checkpoint.files_dir), function.task)
     progress = Progress.open(descriptors[1])
-    arrival = None if checkpoint.resident else _arrival(progress, checkpoint.byte_count)
-    memory = Mapping(descriptors[0], list(checkpoint.chunks), checkpoint.byte_count)
-    views = tensor_views(
-        torch.frombuffer(memory, dtype=torch.uint8),
-        weights.read_layout(Path(checkpoint.layout_path)),
+    memory = torch.frombuffer(
+        Mapping(descriptors[0], list(checkpoint.chunks), checkpoint.byte_count), dtype=torch.uint8
     )
+    places = weights.read_layout(Path(checkpoint.layout_path))
     dtype = weights.dtype_of(function.dtype)
-    # A cast reads the weights; without one the model is made while they still come.
-    if dtype is not None and arrival is not None:
-        arrival.result()
-    handler = _model(function, checkpoint, prepared, views, dtype, on_lost)
-    bytes_at = arrival.result() if arrival is not None else 0.0
-    fetch_seconds = progress.fetch_seconds
-    if fetch_seconds:
+    arrival = None if checkpoint.resident else Arrival(progress, memory.data_ptr())
+    if arrival is not None and weights.is_read_when_attached(places, dtype):
+        arrival.ended.result()
+    model = weights.attach(prepared.skeleton, tensor_views(memory, places), dtype)
+    if arrival is not None:
+        arrival.guard(model)
+    handler = guarded(_handler(function, Path(checkpoint.files_dir), prepared, model, on_lost))
+    if arrival is None:
+        return Ready(handler, time.monotonic())
+    return Ready(
+        handler,
+        time.monotonic(),
+        arrival.ended,
         # The small files came first, from where the weights came from.
-        fetch_seconds += checkpoint.open_seconds
-    return Ready(guarded(handler), time.monotonic(), bytes_at, fetch_seconds)
+        lambda: progress.fetch_seconds and progress.fetch_seconds + checkpoint.open_seconds,
+    )
 
 
-def _arrival(progress: Progress, byte_count: int) -> Future[float]:
-    """When (monotonic) the last of the weights arrived, noted by a thread that waits for them."""
-    arrival: Future[float] = Future()
-
-    def wait() -> None:
-        try:
-            weights.wait_for_bytes(progress, byte_count)
-        except StokerError as error:
-            arrival.set_exception(error)
-        else:
-            arrival.set_result(time.monotonic())
-
-    threading.Thread(target=wait, name="arrival", daemon=True).start()
-    return arrival
-
-
-def _model(
+def _handler(
     function: FunctionRecord,
-    checkpoint: CheckpointStart,
+    files_dir: Path,
     prepared: Prepared,
-    views: dict[str, torch.Tensor],
-    dtype: torch.dtype | None,
+    model: PreTrainedModel,
     on_lost: Callable[[], None],
 ) -> Handler:
-    files_dir = Path(checkpoint.files_dir)
-    model = weights.attach(prepared.skeleton, views, dtype)
     context_tokens = min(
         function.max_context or CONTEXT_TOKENS_DEFAULT,
         getattr(model.config, "max_position_embeddings", CONTEXT_TOKENS_DEFAULT),

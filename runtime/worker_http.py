@@ -13,17 +13,26 @@ import math
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from stoker.placement.errors import PayloadTooLarge, QueueFull, StokerError, Unauthorized
+from stoker.placement.errors import (
+    InstanceLost,
+    PayloadTooLarge,
+    QueueFull,
+    StokerError,
+    Unauthorized,
+)
 from stoker.runtime.handlers.http import Handler, Request, Response, json_response
 
 BODY_BYTES_MAXIMUM = 64 << 20
 WAITING_PER_SLOT_MAXIMUM = 2
+LOAD_ERROR_SECONDS_MAXIMUM = 1.0
+"""Between a layer that hears that its load has failed and everybody else."""
 _HOP_BY_HOP = frozenset({"connection", "content-length", "keep-alive", "transfer-encoding"})
 
 Message = MutableMapping[str, Any]
@@ -33,26 +42,45 @@ Send = Callable[[Message], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A function that can be called since `at`, with weights since `bytes_at` (both monotonic).
+    """A function that can be called since `at` (monotonic), while weights may still come.
 
-    `bytes_at` is 0 for weights that were in memory when the instance was ordered;
-    `fetch_seconds` is what getting them from afar took.
+    `bytes_at` is when the last of them arrived, or what their load failed with; None for weights
+    that were in memory when the instance was ordered. `fetch_seconds` is what getting them from
+    afar took.
     """
 
     handler: Handler
     at: float = 0.0
-    bytes_at: float = 0.0
-    fetch_seconds: float = 0.0
+    bytes_at: Future[float] | None = None
+    fetch_seconds: Callable[[], float] = lambda: 0.0
 
-    def waited(self, since: float) -> dict[str, float]:
-        """How a request that came at `since` spent its wait for this; zeros when it came later.
+    def stages(self, since: float, prefill: tuple[float, float] | None) -> dict[str, float]:
+        """How a request that came at `since` spent its time to the first token.
 
-        The stages add up to the wait. What ran side by side counts for the bytes first.
+        `prefill` is when that began and ended, which says that all weights have been needed. The
+        stages add up to the wait. What ran side by side counts for the bytes first.
         """
-        for_bytes = max(0.0, self.bytes_at - since)
-        fetch = min(for_bytes, self.fetch_seconds)
-        init = max(0.0, self.at - max(since, self.bytes_at))
-        return {"fetch": fetch, "load": for_bytes - fetch, "init": init}
+        bytes_at = 0.0
+        if self.bytes_at is not None and self.bytes_at.done():
+            bytes_at = self.bytes_at.result()
+        for_bytes = max(0.0, bytes_at - since)
+        fetch = min(for_bytes, self.fetch_seconds())
+        began, ended = prefill or (0.0, 0.0)
+        return {
+            "fetch": fetch,
+            "load": for_bytes - fetch,
+            "init": max(0.0, self.at - max(since, bytes_at)),
+            "prefill": max(0.0, ended - max(began, bytes_at)),
+        }
+
+    async def cause_of(self, error: StokerError) -> StokerError:
+        """What ended the load of the weights, if that is why a request failed."""
+        if self.bytes_at is None or not isinstance(error, InstanceLost):
+            return error
+        waiting = asyncio.wrap_future(self.bytes_at)
+        await asyncio.wait({waiting}, timeout=LOAD_ERROR_SECONDS_MAXIMUM)
+        found = waiting.exception() if waiting.done() else None
+        return found if isinstance(found, StokerError) else error
 
 
 class WorkerApp:
@@ -112,9 +140,13 @@ class WorkerApp:
             try:
                 ready = await asyncio.shield(self._ready)
                 async with self._slots:
-                    response = await ready.handler(request)
+                    try:
+                        response = await ready.handler(request)
+                    except StokerError as error:
+                        raise await ready.cause_of(error) from error
                     # The slot is held until the last byte: a stream is a request in flight.
-                    await _send_response(send, response, ready.waited(since))
+                    stages = ready.stages(since, response.prefill)
+                    await _send_response(send, response, stages)
             finally:
                 self._in_flight -= 1
         except StokerError as error:
@@ -172,16 +204,16 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def _send_response(
-    send: Send, response: Response, waited: Mapping[str, float] | None = None
+    send: Send, response: Response, stages: Mapping[str, float] | None = None
 ) -> None:
     """Sends `response`; its head leaves with the first piece of the body."""
     body = response.body
     if isinstance(body, bytes):
-        await send(_head(response, waited, len(body)))
+        await send(_head(response, stages, len(body)))
         await send({"type": "http.response.body", "body": body})
         return
     async with aclosing(body):
-        head: Message | None = _head(response, waited, None)
+        head: Message | None = _head(response, stages, None)
         try:
             async for piece in body:
                 if head is not None:
@@ -203,14 +235,13 @@ class _Broken(Exception):
     """Makes the server close the connection in the middle of a body."""
 
 
-def _head(response: Response, waited: Mapping[str, float] | None, length: int | None) -> Message:
+def _head(response: Response, stages: Mapping[str, float] | None, length: int | None) -> Message:
     headers = [
         (name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
         for name, value in response.headers
         if name.lower() not in _HOP_BY_HOP
     ]
-    if waited is not None:
-        stages = {**waited, "prefill": 0.0, **response.timings}
+    if stages is not None:
         timing = ", ".join(f"{name};dur={1000 * value:.1f}" for name, value in stages.items())
         headers.append((b"server-timing", timing.encode()))
     if length is not None:

@@ -155,8 +155,8 @@ std::uint64_t header_bytes(nb::handle buffer, std::uint64_t file_bytes) {
 // that arrives just before it begins would not interrupt it, and nothing else would tell.
 constexpr double kWaitSliceSeconds = 0.25;
 
-std::uint64_t wait_for(const Progress& progress, std::uint64_t watermark_bytes,
-                       double timeout_seconds) {
+template <typename Wait>
+void wait_in_slices(Wait wait, double timeout_seconds, const std::string& wanted) {
   const auto now = [] {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
         .count();
@@ -167,20 +167,36 @@ std::uint64_t wait_for(const Progress& progress, std::uint64_t watermark_bytes,
     const double left = std::max(0.0, deadline - now());
     {
       const nb::gil_scoped_release released;
-      result = progress.wait(watermark_bytes, std::min(left, kWaitSliceSeconds));
+      result = wait(std::min(left, kWaitSliceSeconds));
     }
-    if (result == Progress::Wait::reached || result == Progress::Wait::ended)
-      return progress.watermark_bytes();
+    if (result == Progress::Wait::reached || result == Progress::Wait::ended) return;
     if (result == Progress::Wait::interrupted || left > kWaitSliceSeconds) {
       if (PyErr_CheckSignals() != 0) throw nb::python_error();
       continue;
     }
-    const std::string message = "expected " + std::to_string(watermark_bytes) + " bytes within " +
-                                std::to_string(timeout_seconds) + " s, found " +
-                                std::to_string(progress.watermark_bytes());
+    const std::string message =
+        "expected " + wanted + " within " + std::to_string(timeout_seconds) + " s";
     PyErr_SetString(PyExc_TimeoutError, message.c_str());
     throw nb::python_error();
   }
+}
+
+std::uint64_t wait_for(const Progress& progress, std::uint64_t watermark_bytes,
+                       double timeout_seconds) {
+  wait_in_slices([&](double slice) { return progress.wait(watermark_bytes, slice); },
+                 timeout_seconds, std::to_string(watermark_bytes) + " bytes");
+  return progress.watermark_bytes();
+}
+
+bool wait_for_range(const Progress& progress, std::uint64_t begin, std::uint64_t end,
+                    double timeout_seconds) {
+  if (begin > end || end > progress.total_bytes())
+    throw nb::value_error("expected a range within the checkpoint");
+  const std::size_t first = begin / stoker::chunk_bytes;
+  const std::size_t last = begin == end ? first : stoker::chunks_for(end);
+  wait_in_slices([&](double slice) { return progress.wait_for_chunks(first, last, slice); },
+                 timeout_seconds, "bytes " + std::to_string(begin) + " to " + std::to_string(end));
+  return progress.wait_for_chunks(first, last, 0) == Progress::Wait::reached;
 }
 
 const char* state_name(const Progress& progress) {
@@ -306,7 +322,8 @@ void bind_progress(nb::module_& module) {
           "fail", [](Progress& progress, const std::string& message) { progress.fail(message); },
           "message"_a)
       .def("cancel", &Progress::cancel)
-      .def("wait", &wait_for, "watermark_bytes"_a, "timeout_seconds"_a);
+      .def("wait", &wait_for, "watermark_bytes"_a, "timeout_seconds"_a)
+      .def("wait_for_range", &wait_for_range, "begin"_a, "end"_a, "timeout_seconds"_a);
 }
 
 void bind_load(nb::module_& module) {

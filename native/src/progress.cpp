@@ -168,9 +168,10 @@ void Progress::publish(std::size_t ordinal) {
   const std::size_t before = page().ready_prefix;
   std::size_t prefix = before;
   while (prefix < chunk_count_ && is_ready(prefix)) ++prefix;
-  if (prefix == before) return;
-  page().ready_prefix = prefix;
-  page().watermark_bytes = prefix == chunk_count_ ? total_bytes_ : prefix * chunk_bytes;
+  if (prefix != before) {
+    page().ready_prefix = prefix;
+    page().watermark_bytes = prefix == chunk_count_ ? total_bytes_ : prefix * chunk_bytes;
+  }
   wake();
 }
 
@@ -210,11 +211,27 @@ Progress::Wait Progress::wait(std::uint64_t wanted_bytes, double timeout_seconds
   if (wanted_bytes > total_bytes_)
     throw std::invalid_argument("expected to wait for at most " + std::to_string(total_bytes_) +
                                 " bytes, found " + std::to_string(wanted_bytes));
+  return wait_until([&] { return watermark_bytes() >= wanted_bytes; }, timeout_seconds);
+}
+
+Progress::Wait Progress::wait_for_chunks(std::size_t first, std::size_t last,
+                                         double timeout_seconds) const {
+  if (first < last) check(last - 1);
+  std::size_t next = first;
+  const auto reached = [&] {
+    while (next < last && is_ready(next)) ++next;
+    return next >= last;
+  };
+  return wait_until(reached, timeout_seconds);
+}
+
+template <typename Reached>
+Progress::Wait Progress::wait_until(Reached reached, double timeout_seconds) const {
   const timespec deadline = monotonic_after(timeout_seconds);
   for (;;) {
     // Read before the rest, so that a change in between makes the wait return at once.
     const std::uint32_t seen = page().changes;
-    if (watermark_bytes() >= wanted_bytes) return Wait::reached;
+    if (reached()) return Wait::reached;
     if (state() != State::loading) return Wait::ended;
     if (futex(page().changes, FUTEX_WAIT_BITSET, seen, &deadline) == 0 || errno == EAGAIN) continue;
     if (errno == EINTR) return Wait::interrupted;

@@ -38,7 +38,7 @@ class Progress {
   void set_load_seconds(double seconds);
   bool is_ready(std::size_t ordinal) const;
 
-  // Marks a chunk as ready and wakes the waiters if the watermark moved.
+  // Marks a chunk as ready and wakes the waiters.
   void publish(std::size_t ordinal);
   // The first of these three stands; `complete` needs every chunk.
   void complete();
@@ -48,6 +48,8 @@ class Progress {
   enum class Wait { reached, ended, timed_out, interrupted };
   // Until the watermark is there, the load is no longer loading, a signal came, or time is up.
   Wait wait(std::uint64_t watermark_bytes, double timeout_seconds) const;
+  // The same for the chunks from `first` to the one before `last`, whatever lies before them.
+  Wait wait_for_chunks(std::size_t first, std::size_t last, double timeout_seconds) const;
 
  private:
   struct Page;
@@ -59,6 +61,8 @@ class Progress {
   void check(std::size_t ordinal) const;
   void finish(State state);
   void wake() const;
+  template <typename Reached>
+  Wait wait_until(Reached reached, double timeout_seconds) const;
 
   Descriptor file_;
   Memory memory_;

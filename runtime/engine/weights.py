@@ -45,11 +45,19 @@ class LoadProgress(Protocol):
 
     def wait(self, watermark_bytes: int, timeout_seconds: float) -> int: ...
 
+    def wait_for_range(self, begin: int, end: int, timeout_seconds: float) -> bool: ...
+
 
 def read_layout(path: Path) -> tuple[TensorPlace, ...]:
     """The tensors of a checkpoint; CheckpointError when it names a dtype that torch lacks."""
     tensors = orjson.loads(path.read_bytes())["tensors"]
     return tuple(tensor_place(*fields) for fields in tensors)
+
+
+def is_read_when_attached(places: Iterable[TensorPlace], dtype: torch.dtype | None) -> bool:
+    """Whether making and attaching the tensors reads weights, which must then have arrived."""
+    misaligned = any(place.offset % place.dtype.itemsize for place in places)
+    return misaligned or is_cast(places, dtype)
 
 
 def wait_for_bytes(progress: LoadProgress, byte_count: int) -> None:
@@ -71,14 +79,19 @@ def wait_for_bytes(progress: LoadProgress, byte_count: int) -> None:
                 ) from error
             seen = progress.watermark_bytes
             continue
-        if progress.state == "failed":
-            raise StokerError.from_wire(orjson.loads(progress.error))
-        if progress.watermark_bytes >= byte_count:
+        if progress.state != "failed" and progress.watermark_bytes >= byte_count:
             return
-        raise StartFailed(
-            "Expected a complete checkpoint, found that its load was cancelled.",
-            "Call the function again.",
-        )
+        raise load_error(progress)
+
+
+def load_error(progress: LoadProgress) -> StokerError:
+    """What ended a load before all had arrived."""
+    if progress.state == "failed":
+        return StokerError.from_wire(orjson.loads(progress.error))
+    return StartFailed(
+        "Expected a complete checkpoint, found that its load was cancelled.",
+        "Call the function again.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

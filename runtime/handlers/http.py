@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -27,14 +27,14 @@ class Request:
 class Response:
     """The answer; a generator `body` is sent piece by piece and always closed.
 
-    `timings` are seconds per stage for the Server-Timing header. They must be right when the
-    first piece of the body has come: the head leaves together with it.
+    `prefill` is when the work before the first token began and ended (monotonic), where there
+    was any.
     """
 
     status: int = 200
     headers: Headers = ()
     body: bytes | AsyncGenerator[bytes, None] = b""
-    timings: Mapping[str, float] = field(default_factory=dict)
+    prefill: tuple[float, float] | None = None
 
 
 Handler = Callable[[Request], Awaitable[Response]]

@@ -71,7 +71,7 @@ class Generation:
         left = tokens_left(len(prompt), engine.context_tokens)
         self.prompt_tokens = len(prompt)
         self.completion_tokens = 0
-        self.prefill_seconds = 0.0
+        self.prefill: tuple[float, float] | None = None
         self.finish_reason: FinishReason = "length"
         self._prompt = prompt
         self._engine = engine
@@ -95,7 +95,7 @@ class Generation:
         try:
             async for token in stream:
                 if not self.completion_tokens:
-                    self.prefill_seconds = time.monotonic() - started
+                    self.prefill = (started, time.monotonic())
                 self.completion_tokens += 1
                 text, stopped = self._stop.push(self._detokenizer.push(token))
                 yield text
@@ -162,7 +162,7 @@ class GenerationHandler:
             tokens = self._codec.encode(text)
         generation = Generation(self._engine, self._codec, tokens, options)
         answer = await generation.whole()
-        return Response(200, _PLAIN_TEXT, answer.encode(), {"prefill": generation.prefill_seconds})
+        return Response(200, _PLAIN_TEXT, answer.encode(), generation.prefill)
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         return _encode(self._codec, prompt, "prompt")
@@ -190,8 +190,8 @@ class EmbeddingHandler:
         vectors = await asyncio.to_thread(self._embedder.embed, texts)
         count = sum(len(tokens) for tokens in texts)
         payload = openai_answers.embeddings(request.model, vectors, request.encoding, count)
-        timings = {"prefill": time.monotonic() - started}
-        return Response(200, (("content-type", "application/json"),), payload, timings)
+        prefill = (started, time.monotonic())
+        return Response(200, (("content-type", "application/json"),), payload, prefill)
 
 
 def _route(request: Request) -> tuple[str, dict[str, Any]]:
@@ -258,7 +258,7 @@ async def _whole(answer: Answer, generations: Sequence[Generation]) -> Response:
         200,
         (("content-type", "application/json"),),
         answer.whole(texts, usage),
-        {"prefill": generations[0].prefill_seconds},
+        generations[0].prefill,
     )
 
 
@@ -270,9 +270,8 @@ async def _stream(answer: Answer, generation: Generation, include_usage: bool) -
     except BaseException:
         await pieces.aclose()
         raise
-    timings = {"prefill": generation.prefill_seconds}
     events = _events(answer, generation, first, pieces, include_usage)
-    return Response(200, _EVENT_STREAM, events, timings)
+    return Response(200, _EVENT_STREAM, events, generation.prefill)
 
 
 async def _events(
