@@ -21,9 +21,9 @@ from stoker.runtime.checkpoint.tensors import tensor_views
 from stoker.runtime.engine import weights
 from stoker.runtime.engine.arrival import Arrival
 from stoker.runtime.engine.embedder import Embedder, read_pooling
+from stoker.runtime.engine.skeleton import Skeleton, attach, build_skeleton
 from stoker.runtime.engine.tokenizer import TextCodec, load_codec, read_json
 from stoker.runtime.engine.transformers_engine import TransformersEngine
-from stoker.runtime.engine.weights import Skeleton
 from stoker.runtime.handlers.http import Handler
 from stoker.runtime.handlers.model import EmbeddingHandler, GenerationHandler
 from stoker.runtime.handlers.openfaas import Context, FunctionHandler, load_handle
@@ -42,7 +42,9 @@ class Prepared:
 
 def prepare(files_dir: Path, task: str) -> Prepared:
     """Tokenizer and skeleton of the checkpoint whose small files lie in `files_dir`."""
-    return Prepared(load_codec(files_dir), weights.build_skeleton(files_dir, bare=task == "embed"))
+    codec = load_codec(files_dir)
+    codec.rehearse()
+    return Prepared(codec, build_skeleton(files_dir, bare=task == "embed"))
 
 
 def build(
@@ -75,7 +77,7 @@ def build(
     arrival = None if checkpoint.resident else Arrival(progress, memory.data_ptr())
     if arrival is not None and weights.is_read_when_attached(places, dtype):
         arrival.ended.result()
-    model = weights.attach(prepared.skeleton, tensor_views(memory, places), dtype)
+    model = attach(prepared.skeleton, tensor_views(memory, places), dtype)
     if arrival is not None:
         arrival.guard(model)
     handler = guarded(_handler(function, Path(checkpoint.files_dir), prepared, model, on_lost))

@@ -19,8 +19,9 @@ from stoker.runtime.checkpoint.resolve import is_adapter, resolve, small_files_f
 from stoker.runtime.checkpoint.source import Source, open_model
 from stoker.runtime.checkpoint.stopping import asynchronous
 from stoker.runtime.checkpoint.tensors import is_cast, tensor_place, tensor_views
+from stoker.runtime.engine.skeleton import attach, build_skeleton
 from stoker.runtime.engine.tokenizer import read_json
-from stoker.runtime.engine.weights import attach, build_skeleton, dtype_of
+from stoker.runtime.engine.weights import dtype_of
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

@@ -25,9 +25,9 @@ def preload() -> None:
 
 def _rehearse(failures: list[BaseException]) -> None:
     try:
-        from stoker.runtime.engine import tokenizer, weights
+        from stoker.runtime.engine import skeleton, tokenizer
 
-        weights.common_architectures()
+        skeleton.common_architectures()
         _generate_once()
         _embed_once()
         tokenizer.rehearse()

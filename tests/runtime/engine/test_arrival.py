@@ -12,8 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stoker.native import CHUNK_BYTES, Progress
 from stoker.placement.errors import ChunkCorrupt, StartFailed, StokerError
+from stoker.runtime.checkpoint.tensors import TensorPlace, tensor_views
 from stoker.runtime.engine.arrival import Arrival
-from stoker.runtime.engine.weights import Skeleton, TensorPlace, attach, tensor_views
+from stoker.runtime.engine.skeleton import Skeleton, attach
 
 TOKENS = torch.tensor([[5, 17, 200, 33, 8]])
 CONFIG = LlamaConfig(
@@ -56,7 +57,8 @@ class Case:
         self.memory = torch.full((len(self.bytes),), 0xFF, dtype=torch.uint8)
         self.progress = Progress(len(self.bytes) // CHUNK_BYTES, len(self.bytes))
         with torch.device("meta"):
-            skeleton = Skeleton(LlamaForCausalLM(CONFIG), bare=False)
+            empty = LlamaForCausalLM(CONFIG)
+        skeleton = Skeleton(empty, bare=False)
         self.model = attach(skeleton, tensor_views(self.memory, places), None)
         self.arrival = Arrival(self.progress, self.memory.data_ptr())
         self.arrival.guard(self.model)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from stoker.placement.errors import ContextOverflow, StartFailed
-from stoker.runtime.engine import weights
+from stoker.runtime.engine import skeleton as skeletons
 from stoker.runtime.engine.embedder import Embedder, Pooling, read_pooling
 from stoker.runtime.engine.tokenizer import load_codec
 
@@ -79,9 +79,9 @@ def _minilm() -> Path:
 
 @pytest.mark.skipif(not _minilm().is_dir(), reason="functions/fetch_models.py has not run")
 def test_minilm_finds_related_sentences_closer() -> None:
-    skeleton = weights.build_skeleton(_minilm(), bare=True)
+    skeleton = skeletons.build_skeleton(_minilm(), bare=True)
     tensors = load_file(_minilm() / "model.safetensors")
-    embedder = Embedder(weights.attach(skeleton, tensors, None), read_pooling(_minilm()), 256)
+    embedder = Embedder(skeletons.attach(skeleton, tensors, None), read_pooling(_minilm()), 256)
     codec = load_codec(_minilm())
     texts = ["A cat sits on the mat.", "A kitten rests on a rug.", "Interest rates rose again."]
 

@@ -11,6 +11,7 @@ from harness import tiny_model
 from stoker.native import Progress
 from stoker.placement.errors import ChunkCorrupt, StartFailed
 from stoker.runtime.checkpoint.tensors import TensorPlace, tensor_views
+from stoker.runtime.engine import skeleton as skeletons
 from stoker.runtime.engine import weights
 
 
@@ -22,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_model_is_attached_without_a_copy_and_computes_the_same(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
 
-    model = weights.attach(weights.build_skeleton(folder, bare=False), tensors, None)
+    model = skeletons.attach(skeletons.build_skeleton(folder, bare=False), tensors, None)
 
     name = "model.layers.0.mlp.up_proj.weight"
     assert dict(model.named_parameters())[name].data_ptr() == tensors[name].data_ptr()
@@ -34,7 +35,7 @@ def test_a_model_is_attached_without_a_copy_and_computes_the_same(folder: Path) 
 def test_a_dtype_casts_the_weights_and_spares_the_rotary_frequencies(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
 
-    model = weights.attach(weights.build_skeleton(folder, bare=False), tensors, torch.bfloat16)
+    model = skeletons.attach(skeletons.build_skeleton(folder, bare=False), tensors, torch.bfloat16)
 
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     frequencies = {n: b for n, b in model.named_buffers() if n.endswith("inv_freq")}
@@ -47,7 +48,7 @@ def test_a_missing_weight_fails_the_start_by_its_name(folder: Path) -> None:
     del tensors["model.norm.weight"]
 
     with pytest.raises(StartFailed, match=r"model\.norm\.weight"):
-        weights.attach(weights.build_skeleton(folder, bare=False), tensors, None)
+        skeletons.attach(skeletons.build_skeleton(folder, bare=False), tensors, None)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_a_config_that_is_no_language_model_fails_the_start(
     (tmp_path / "config.json").write_text(json.dumps(config))
 
     with pytest.raises(StartFailed):
-        weights.build_skeleton(tmp_path, bare=False)
+        skeletons.build_skeleton(tmp_path, bare=False)
 
 
 def test_a_misaligned_tensor_is_copied_and_an_aligned_one_is_not() -> None:
