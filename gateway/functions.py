@@ -144,6 +144,12 @@ class Functions:
                 f"The image {draft.image!r:.200} was never built here.",
                 "Deploy with `stoker deploy`, or build it with a remote builder first.",
             )
+        if image.kind == "process" and not draft.env_process:
+            raise BadSpec(
+                f"Expected handler.py, main.py or func.py in the code of {draft.image!r:.200}, or "
+                "an fprocess, found neither.",
+                "Add one of these files, or set fprocess to the command that answers a request.",
+            )
         return image.code_digest
 
     def _key(self, name: object, body: Mapping[str, Any], query_namespace: str) -> str:

@@ -30,6 +30,7 @@ from typing import Any, Literal, TypeVar
 import orjson
 
 from stoker.placement.errors import BadRequest
+from stoker.placement.function_code import HandlerKind
 
 ENCODING_VERSION = 1
 
@@ -102,10 +103,11 @@ class FunctionRecord:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """What an image name means here: the digest of the built handler archive."""
+    """What an image name means here: the built archive, and what its files say that it is."""
 
     image: str
     code_digest: str
+    kind: HandlerKind = "openfaas"
 
     @staticmethod
     def path_of(image: str) -> str:

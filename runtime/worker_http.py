@@ -36,13 +36,16 @@ class Ready:
     """A function that can be called since `at`, with weights since `bytes_at` (both monotonic).
 
     `bytes_at` is 0 for weights that were in memory when the instance was ordered;
-    `fetch_seconds` is what getting them from afar took.
+    `fetch_seconds` is what getting them from afar took. `start` is called in the event loop
+    before the first request, `stop` after the last.
     """
 
     handler: Handler
     at: float = 0.0
     bytes_at: float = 0.0
     fetch_seconds: float = 0.0
+    start: Callable[[], Awaitable[None]] | None = None
+    stop: Callable[[], Awaitable[None]] | None = None
 
     def waited(self, since: float) -> dict[str, float]:
         """How a request that came at `since` spent its wait for this; zeros when it came later.
