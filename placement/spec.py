@@ -239,9 +239,7 @@ def _check_keys(labels: Mapping[str, str], annotations: Mapping[str, str]) -> No
             )
 
 
-def _check_handler(
-    annotations: Mapping[str, str], env_process: str, model_uri: str | None
-) -> None:
+def _check_handler(annotations: Mapping[str, str], env_process: str, model_uri: str | None) -> None:
     if HANDLER_KEY not in annotations:
         return
     kind = stated_kind(annotations)

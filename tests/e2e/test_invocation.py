@@ -145,6 +145,24 @@ def test_a_handler_function_is_built_deployed_and_called(stack: Stack) -> None:
     assert "hello there" in stack.run("invoke", "echo", "--data", "hello there").stdout
 
 
+@pytest.mark.parametrize(
+    ("folder", "name", "path", "answer"),
+    [
+        ("functions-framework", "greet", "/?name=Ada", b"Hello Ada, by POST"),
+        ("knative", "count", "/a/b", b"1 POST /a/b"),
+        ("classic", "upper", "/", b"THE BODY"),
+    ],
+)
+def test_functions_of_other_frameworks_are_built_deployed_and_called(
+    stack: Stack, folder: str, name: str, path: str, answer: bytes
+) -> None:
+    root = Path(__file__).resolve().parents[2]
+    stack.run("deploy", "-f", str(root / "functions" / folder / "stack.yaml"))
+    got = web.call("POST", f"{stack.url}/function/{name}{path}", b"the body", {})
+    assert (got.status, got.body) == (200, answer)
+    stack.remove(name)
+
+
 def test_two_hundred_concurrent_calls_to_a_cold_function_cause_one_load(stack: Stack) -> None:
     annotations = {"stoker/model": f"s3://{BUCKET}/all-minilm-l6-v2", "stoker/task": "embed"}
     assert stack.deploy("crowd", annotations).status == 202

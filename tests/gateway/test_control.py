@@ -261,6 +261,17 @@ def test_a_handler_is_built_published_and_deployed(bench: Bench) -> None:
     assert bench.call("POST", "/build", b"no tar", web.basic(bench.password)).status == 400
 
 
+def test_a_program_needs_an_fprocess_to_be_deployed(bench: Bench) -> None:
+    record = ImageRecord("program:1", "0" * 64, "process")
+    bench.store.put(ImageRecord.path_of(record.image), encode(record))
+    time.sleep(0.1)
+    body = deployment("program", image=record.image)
+    refused = bench.system("POST", "/system/functions", body)
+    assert refused.status == 400
+    assert "or an fprocess, found neither" in refused.json()["error"]["cause"]
+    assert bench.system("POST", "/system/functions", {**body, "envProcess": "cat"}).status == 202
+
+
 def test_an_unknown_route_is_a_sentence(bench: Bench) -> None:
     answer = bench.call("GET", "/nothing", None, web.basic(bench.password))
     assert (answer.status, answer.headers["x-openfaas-internal"]) == (404, "gateway")
