@@ -29,6 +29,7 @@ import uvicorn
 import uvloop
 
 from stoker.placement.errors import StartFailed, StokerError
+from stoker.runtime.handlers.calls import contained_task
 from stoker.runtime.worker_function import Prepared, build
 from stoker.runtime.worker_http import Ready, WorkerApp
 from stoker.runtime.worker_start import WorkerStart, WorkerStatus, encode_event
@@ -89,6 +90,8 @@ class _Worker:
 
     async def serve(self, listen: int, pool: tuple[int, ...], prepared: Prepared | None) -> int:
         loop = asyncio.get_running_loop()
+        if self._start.function.task == "custom":
+            loop.set_task_factory(contained_task)
         ready: asyncio.Future[Ready] = loop.create_future()
         app = WorkerApp(
             self._start.cluster_token,

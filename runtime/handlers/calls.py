@@ -7,7 +7,7 @@ import contextvars
 import sys
 import threading
 import traceback
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -81,3 +81,17 @@ def failed(error: BaseException) -> FunctionError:
         f"Expected the function to return a response, found {type(error).__name__}.",
         "The function's log has the traceback.",
     )
+
+
+def contained_task(
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
+) -> asyncio.Task[Any]:
+    """A task factory: SystemExit in a task of the user's would end the loop, and so the worker."""
+    return asyncio.Task(_without_exit(coroutine), loop=loop, **options)
+
+
+async def _without_exit(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    try:
+        return await coroutine
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise failed(error) from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import inspect
 import os
 import sys
 from pathlib import Path
@@ -35,9 +34,8 @@ def load(code_dir: Path, concurrency: int) -> Handler:
     with importing(f"{source.name} with functions-framework"):
         framework = importlib.import_module("functions_framework")
         app = framework.create_app(target, str(source))
-    if inspect.iscoroutinefunction(getattr(app, "__call__", None)):  # noqa: B004 (asks for the kind)
-        return AsgiHandler(app)
-    return WsgiHandler(app, concurrency)
+    # Flask, unless the function is one of functions_framework.aio.
+    return WsgiHandler(app, concurrency) if hasattr(app, "wsgi_app") else AsgiHandler(app)
 
 
 def _only_target(source: Path) -> str:

@@ -366,6 +366,27 @@ def test_a_blocked_handler_holds_up_nobody_else(zygote: ZygoteProcess, tmp_path:
     assert seconds < 0.6
 
 
+def test_an_exit_in_a_task_of_the_functions_own_is_its_500_and_not_the_workers_end(
+    zygote: ZygoteProcess, tmp_path: Path
+) -> None:
+    code = _files(
+        tmp_path / "code",
+        {
+            "handler.py": "import asyncio, sys\n"
+            "async def leave(): sys.exit(4)\n"
+            "async def handle(event, context):\n"
+            "    if event.path == '/leave': await asyncio.gather(leave())\n"
+            "    return 'here'\n"
+        },
+    )
+    with worker(zygote, FUNCTION, tmp_path / "work", code_dir=code) as running:
+        statuses = [running.call(path)[0] for path in ("/leave", "/stay")]
+        log = running.log()
+
+    assert statuses == [500, 200]
+    assert "SystemExit: 4" in log
+
+
 def test_the_environment_names_function_revision_and_port(
     zygote: ZygoteProcess, tmp_path: Path
 ) -> None:
