@@ -84,7 +84,7 @@ def failed(error: BaseException) -> FunctionError:
 
 
 def contained_task(
-    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
+    loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any
 ) -> asyncio.Task[Any]:
     """A task factory: SystemExit in a task of the user's would end the loop, and so the worker."""
     return asyncio.Task(_without_exit(coroutine), loop=loop, **options)
