@@ -13,6 +13,7 @@ import hashlib
 import io
 import posixpath
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,27 +69,34 @@ def build(context: bytes) -> Build:
     if config is None:
         raise BadSpec(f"Expected {CONFIG_NAME} in the build context, found none.", "Add it.")
     image = _image_of(config.content)
-    handler_files = _handler_files(files)
-    kind = kind_of_code(handler_files.__contains__)
-    _check_entry(kind, handler_files)
-    archive = _packed(handler_files)
+    return _build(image, _handler_files(files))
+
+
+def build_files(image: str, files: Mapping[str, bytes]) -> Build:
+    """The handler archive of plain files; BadSpec or PayloadTooLarge saying what is wrong."""
+    return _build(image, {name: _File(content, False) for name, content in files.items()})
+
+
+def _build(image: str, files: dict[str, _File]) -> Build:
+    kind = kind_of_code(files.__contains__)
+    _check_entry(kind, files)
+    archive = _packed(files)
     if len(archive) > ARCHIVE_BYTES_MAXIMUM:
         raise PayloadTooLarge(
             f"Expected a handler archive of at most {ARCHIVE_BYTES_MAXIMUM} bytes, "
             f"found {len(archive)}.",
             "Keep data out of the handler folder; fetch it at run time.",
         )
-    return Build(image, archive, len(handler_files), kind)
+    return Build(image, archive, len(files), kind)
 
 
-def publish(made: Build, store: CodeStore, view: ChangeSink) -> None:
+def publish(made: Build, store: CodeStore, view: ChangeSink) -> ImageRecord:
     """Put the archive, then the image that names it, into the store."""
     store.put(f"/code/{made.digest}", made.archive)
-    path, value = (
-        ImageRecord.path_of(made.image),
-        encode(ImageRecord(made.image, made.digest, made.kind)),
-    )
+    image = ImageRecord(made.image, made.digest, made.kind)
+    path, value = ImageRecord.path_of(image.image), encode(image)
     view.apply(Change(path, Entry(path, value, store.put(path, value))))
+    return image
 
 
 def _read_tar(context: bytes) -> dict[str, _File]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
+from stoker.gateway.builder import publish
+from stoker.gateway.builtin_images import builtin_image
 from stoker.gateway.metrics import Metrics
 from stoker.placement.errors import (
     BadRequest,
@@ -139,6 +141,8 @@ class Functions:
 
     def _code_digest(self, draft: FunctionDraft) -> str:
         image = self._view.snapshot().images.get(draft.image)
+        if image is None and (made := builtin_image(draft.image)) is not None:
+            image = publish(made, self._store, self._view)
         if image is None:
             raise BadSpec(
                 f"The image {draft.image!r:.200} was never built here.",

@@ -24,8 +24,8 @@ class Request:
 
     @property
     def public_headers(self) -> Headers:
-        """What user code may see: all but the cluster's token."""
-        return tuple((name, value) for name, value in self.headers if name != "x-stoker-token")
+        """What user code may see: all but what gateway and worker tell each other."""
+        return tuple(pair for pair in self.headers if not pair[0].startswith("x-stoker-"))
 
 
 @dataclass(frozen=True, slots=True)
