@@ -28,7 +28,7 @@ def import_file(path: Path, name: str) -> ModuleType:
         )
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    with importing(path.name):
+    with expecting(f"{path.name} to be imported"):
         spec.loader.exec_module(module)
     return module
 
@@ -36,13 +36,13 @@ def import_file(path: Path, name: str) -> ModuleType:
 def import_from(folder: Path, name: str) -> ModuleType:
     """Imports the module or package `name` of `folder`."""
     sys.path.insert(0, str(folder))
-    with importing(name):
+    with expecting(f"{name} to be imported"):
         return importlib.import_module(name)
 
 
 @contextmanager
-def importing(what: str) -> Iterator[None]:
-    """Turns whatever user code raises while it is imported into a StartFailed."""
+def expecting(what: str) -> Iterator[None]:
+    """Turns whatever user code raises before it serves into a StartFailed."""
     try:
         yield
     except StokerError:
@@ -50,7 +50,7 @@ def importing(what: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         raise StartFailed(
-            f"Expected {what} to be imported, found {type(error).__name__}: {error}.",
+            f"Expected {what}, found {type(error).__name__}: {error}.",
             "The function's log has the traceback.",
         ) from error
 

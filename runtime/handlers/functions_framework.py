@@ -14,7 +14,7 @@ from pathlib import Path
 
 from stoker.placement.errors import StartFailed
 from stoker.runtime.handlers.asgi import AsgiHandler
-from stoker.runtime.handlers.code import importing, listing
+from stoker.runtime.handlers.code import expecting, listing
 from stoker.runtime.handlers.http import Handler
 from stoker.runtime.handlers.wsgi import WsgiHandler
 
@@ -31,7 +31,7 @@ def load(code_dir: Path, concurrency: int) -> Handler:
         )
     target = os.environ.get("FUNCTION_TARGET") or _only_target(source)
     sys.path.insert(0, str(source.parent))
-    with importing(f"{source.name} with functions-framework"):
+    with expecting(f"{source.name} to be imported by functions-framework"):
         framework = importlib.import_module("functions_framework")
         app = framework.create_app(target, str(source))
     # Flask, unless the function is one of functions_framework.aio.
@@ -40,7 +40,7 @@ def load(code_dir: Path, concurrency: int) -> Handler:
 
 def _only_target(source: Path) -> str:
     """The one function of `source` with a decorator of functions-framework."""
-    with importing(source.name):
+    with expecting(f"{source.name} to be Python"):
         module = ast.parse(source.read_bytes())
     found = [
         statement.name

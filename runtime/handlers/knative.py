@@ -21,7 +21,7 @@ import yaml
 from stoker.placement.errors import StartFailed
 from stoker.placement.function_code import entry_file
 from stoker.runtime.handlers.asgi import AsgiHandler, Receive, Scope, Send
-from stoker.runtime.handlers.code import import_from, importing, listing
+from stoker.runtime.handlers.code import expecting, import_from, listing
 from stoker.runtime.handlers.http import Request, Response
 
 READY_SECONDS = 0.05
@@ -45,7 +45,7 @@ class KnativeHandler:
 
     async def start(self) -> None:
         """Calls the function's `start` and waits until it says that it is ready."""
-        with importing("start(cfg)"):
+        with expecting("start(cfg) and ready() to return"):
             if hasattr(self._function, "start"):
                 await _result(self._function.start(os.environ.copy()))
             # The contract has no call for becoming ready: whoever wants to know must ask.
@@ -94,7 +94,7 @@ def load(code_dir: Path) -> KnativeHandler:
             f"Expected new() or handle(scope, receive, send) in {entry}, found neither.",
             "Define one of them there.",
         )
-    with importing("new()"):
+    with expecting("new() to return"):
         function = module.new() if hasattr(module, "new") else _Plain(module.handle)
     if not callable(getattr(function, "handle", None)):
         raise StartFailed(
@@ -132,7 +132,7 @@ def _invoked_by(path: Path) -> str:
 
 def _with_events() -> Callable[[Any], Any]:
     """What gives `handle` the CloudEvent of each request."""
-    with importing("func_python.cloudevent"):
+    with expecting("func_python.cloudevent to be imported"):
         events = importlib.import_module("func_python.cloudevent")
 
     def wraps(handle: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
