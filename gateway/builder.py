@@ -1,7 +1,8 @@
 """The OpenFaaS Function Builder: from a build context in a tar to a handler archive in the store.
 
-Of `context/` only the handler is kept: `context/function/**`, or `context/**` where
-`context/handler.py` lies at the top. Nothing of the archive is ever unpacked to a disk.
+Of `context/` only the function's folder is kept: `context/function/**`, or `context/**` where
+there is no such folder or only the latter has a known file, such as handler.py, at its top.
+Nothing of the archive is ever unpacked to a disk.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import hashlib
 import io
 import posixpath
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from stoker.gateway.json_body import json_object
 from stoker.placement.errors import BadJson, BadSpec, PayloadTooLarge
+from stoker.placement.function_code import HandlerKind, entry_file, kind_of_code
 from stoker.placement.records import ImageRecord, encode
 from stoker.placement.store import Change, Entry
 
@@ -25,7 +28,6 @@ BUILD_BYTES_MAXIMUM = 64 * 1024 * 1024
 ARCHIVE_BYTES_MAXIMUM = 900_000
 FILES_MAXIMUM = 1_000
 IMAGE_CHARACTERS_MAXIMUM = 512
-_HANDLER = "handler.py"
 
 
 class CodeStore(Protocol):
@@ -41,12 +43,19 @@ class ChangeSink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class _File:
+    content: bytes
+    executable: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Build:
     """A finished build: `archive` is a tar.gz, the same bytes for the same files."""
 
     image: str
     archive: bytes
     file_count: int
+    kind: HandlerKind
 
     @property
     def digest(self) -> str:
@@ -59,29 +68,40 @@ def build(context: bytes) -> Build:
     config = files.pop(CONFIG_NAME, None)
     if config is None:
         raise BadSpec(f"Expected {CONFIG_NAME} in the build context, found none.", "Add it.")
-    image = _image_of(config)
-    handler_files = _handler_files(files)
-    _check_handler(handler_files[_HANDLER])
-    archive = _packed(handler_files)
+    image = _image_of(config.content)
+    return _build(image, _handler_files(files))
+
+
+def build_files(image: str, files: Mapping[str, bytes]) -> Build:
+    """The handler archive of plain files; BadSpec or PayloadTooLarge saying what is wrong."""
+    return _build(image, {name: _File(content, False) for name, content in files.items()})
+
+
+def _build(image: str, files: dict[str, _File]) -> Build:
+    kind = kind_of_code(files.__contains__)
+    _check_entry(kind, files)
+    archive = _packed(files)
     if len(archive) > ARCHIVE_BYTES_MAXIMUM:
         raise PayloadTooLarge(
             f"Expected a handler archive of at most {ARCHIVE_BYTES_MAXIMUM} bytes, "
             f"found {len(archive)}.",
             "Keep data out of the handler folder; fetch it at run time.",
         )
-    return Build(image, archive, len(handler_files))
+    return Build(image, archive, len(files), kind)
 
 
-def publish(made: Build, store: CodeStore, view: ChangeSink) -> None:
+def publish(made: Build, store: CodeStore, view: ChangeSink) -> ImageRecord:
     """Put the archive, then the image that names it, into the store."""
     store.put(f"/code/{made.digest}", made.archive)
-    path, value = ImageRecord.path_of(made.image), encode(ImageRecord(made.image, made.digest))
+    image = ImageRecord(made.image, made.digest, made.kind)
+    path, value = ImageRecord.path_of(image.image), encode(image)
     view.apply(Change(path, Entry(path, value, store.put(path, value))))
+    return image
 
 
-def _read_tar(context: bytes) -> dict[str, bytes]:
+def _read_tar(context: bytes) -> dict[str, _File]:
     """Every file of the archive by its clean name; BadSpec for anything that is no plain file."""
-    files: dict[str, bytes] = {}
+    files: dict[str, _File] = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(context), mode="r:") as archive:
             for member in archive:
@@ -96,7 +116,7 @@ def _read_tar(context: bytes) -> dict[str, bytes]:
                     )
                 content = archive.extractfile(member)
                 assert content is not None
-                files[name] = content.read()
+                files[name] = _File(content.read(), bool(member.mode & 0o100))
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise BadSpec(
             f"Expected a tar as the build context, found: {error}.", "Send an uncompressed tar."
@@ -124,16 +144,19 @@ def _image_of(config: bytes) -> str:
     return image
 
 
-def _handler_files(files: dict[str, bytes]) -> dict[str, bytes]:
-    for prefix in ("context/function/", "context/"):
-        found = {n.removeprefix(prefix): c for n, c in files.items() if n.startswith(prefix)}
-        if _HANDLER in found:
-            break
-    else:
+def _handler_files(files: dict[str, _File]) -> dict[str, _File]:
+    """The function's folder: the innermost with a known file, or else the innermost of all."""
+    folders = [
+        {n.removeprefix(prefix): f for n, f in files.items() if n.startswith(prefix)}
+        for prefix in ("context/function/", "context/")
+    ]
+    known = (f for f in folders if kind_of_code(f.__contains__) != "process")
+    found = next(known, None) or next((f for f in folders if f), None)
+    if not found:
         names = ", ".join(sorted(files)[:8]) or "nothing"
         raise BadSpec(
-            f"Expected context/function/{_HANDLER} or context/{_HANDLER}, found {names}.",
-            "Name the handler file handler.py.",
+            f"Expected the function's files below context/function/ or context/, found {names}.",
+            "Pack them there.",
         )
     if len(found) > FILES_MAXIMUM:
         raise BadSpec(
@@ -143,21 +166,24 @@ def _handler_files(files: dict[str, bytes]) -> dict[str, bytes]:
     return found
 
 
-def _check_handler(source: bytes) -> None:
-    """BadSpec unless the module defines or imports `handle` at its top level."""
+def _check_entry(kind: HandlerKind, files: dict[str, _File]) -> None:
+    """BadSpec unless the file by which the code is of `kind` is Python, and says what it must."""
+    entry = entry_file(kind, files.__contains__)
+    if entry is None:
+        return
     try:
-        module = ast.parse(source)
+        module = ast.parse(files[entry].content)
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None) or 1
         raise BadSpec(
-            f"Expected Python in {_HANDLER}, found at line {line}: "
+            f"Expected Python in {entry}, found at line {line}: "
             f"{getattr(error, 'msg', None) or error}.",
             "Correct it.",
         ) from error
     names = [name for statement in module.body for name in _defined(statement)]
-    if "handle" not in names:
+    if kind == "openfaas" and "handle" not in names:
         raise BadSpec(
-            f"Expected a function handle(event, context) in {_HANDLER}, "
+            f"Expected a function handle(event, context) in {entry}, "
             f"found {', '.join(names[:8]) or 'no definition'}.",
             "Define handle at the top level.",
         )
@@ -182,13 +208,13 @@ def _defined(statement: ast.stmt) -> list[str]:
             return []
 
 
-def _packed(files: dict[str, bytes]) -> bytes:
+def _packed(files: dict[str, _File]) -> bytes:
     """A tar.gz without times, owners and order of arrival: the same files, the same digest."""
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name in sorted(files):
             member = tarfile.TarInfo(name)
-            member.size = len(files[name])
-            member.mode = 0o644
-            archive.addfile(member, io.BytesIO(files[name]))
+            member.size = len(files[name].content)
+            member.mode = 0o755 if files[name].executable else 0o644
+            archive.addfile(member, io.BytesIO(files[name].content))
     return gzip.compress(tar.getvalue(), mtime=0)

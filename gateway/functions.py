@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
+from stoker.gateway.builder import publish
+from stoker.gateway.builtin_images import builtin_image
 from stoker.gateway.metrics import Metrics
 from stoker.placement.errors import (
     BadRequest,
@@ -139,10 +141,18 @@ class Functions:
 
     def _code_digest(self, draft: FunctionDraft) -> str:
         image = self._view.snapshot().images.get(draft.image)
+        if image is None and (made := builtin_image(draft.image)) is not None:
+            image = publish(made, self._store, self._view)
         if image is None:
             raise BadSpec(
                 f"The image {draft.image!r:.200} was never built here.",
                 "Deploy with `stoker deploy`, or build it with a remote builder first.",
+            )
+        if image.kind == "process" and not draft.env_process:
+            raise BadSpec(
+                f"Expected handler.py, main.py or func.py in the code of {draft.image!r:.200}, or "
+                "an fprocess, found neither.",
+                "Add one of these files, or set fprocess to the command that answers a request.",
             )
         return image.code_digest
 

@@ -30,6 +30,7 @@ from typing import Any, Literal, TypeVar
 import orjson
 
 from stoker.placement.errors import BadRequest
+from stoker.placement.function_code import HandlerKind
 
 ENCODING_VERSION = 1
 
@@ -102,10 +103,11 @@ class FunctionRecord:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """What an image name means here: the digest of the built handler archive."""
+    """What an image name means here: the built archive, and what its files say that it is."""
 
     image: str
     code_digest: str
+    kind: HandlerKind = "openfaas"
 
     @staticmethod
     def path_of(image: str) -> str:
@@ -254,10 +256,10 @@ def decode(cls: type[_R], payload: bytes) -> _R:
         fields = orjson.loads(payload)
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"Expected a {cls.__name__} as JSON, found: {error}.") from error
-    if not isinstance(fields, dict) or fields.get("v") != ENCODING_VERSION:
+    version = fields.get("v") if isinstance(fields, dict) else None
+    if type(version) is not int or version != ENCODING_VERSION:  # True == 1
         raise BadRequest(
-            f"Expected a {cls.__name__} of version {ENCODING_VERSION}, "
-            f"found version {fields.get('v') if isinstance(fields, dict) else None!r}.",
+            f"Expected a {cls.__name__} of version {ENCODING_VERSION}, found version {version!r}.",
             "Run the same release of Stoker on every machine.",
         )
     value = _build(cls, fields, cls.__name__)

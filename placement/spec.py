@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, get_args
 
 from stoker.placement.errors import BadSpec
+from stoker.placement.function_code import HANDLER_KEY, HANDLER_KINDS, stated_kind
 from stoker.placement.names import (
     DEFAULT_NAMESPACE,
     valid_function_name,
@@ -34,7 +35,7 @@ from stoker.placement.spec_fields import (
 )
 
 PREFIX = "stoker/"
-SUPPORTED_KEYS = ("model", "task", "engine", "dtype", "max-context", "idle-ttl")
+SUPPORTED_KEYS = ("model", "task", "engine", "dtype", "max-context", "idle-ttl", "handler")
 LATER_KEYS = (
     "adapter",
     "slo-ttft-ms",
@@ -101,7 +102,9 @@ def parse_deployment(
     labels = texts_field(body, "labels") or {}
     annotations = texts_field(body, "annotations") or {}
     _check_keys(labels, annotations)
+    env_process = text_field(body, "envProcess")
     model_uri = _model_uri(annotations)
+    _check_handler(annotations, env_process, model_uri)
     environment = texts_field(body, "envVars") or {}
     for name in environment:
         if not _ENVIRONMENT_NAME.fullmatch(name):
@@ -123,7 +126,7 @@ def parse_deployment(
         max_context=_max_context(annotations),
         scaling=_scaling(labels, annotations, model_uri is not None),
         environment=environment,
-        env_process=text_field(body, "envProcess"),
+        env_process=env_process,
         labels=labels,
         annotations=annotations,
         secrets=tuple(valid_secret_name(name) for name in list_field(body, "secrets")),
@@ -234,6 +237,24 @@ def _check_keys(labels: Mapping[str, str], annotations: Mapping[str, str]) -> No
                 f"The annotation {key} is unknown; the nearest known one is {PREFIX}{nearest}.",
                 "Known are " + ", ".join(PREFIX + known for known in SUPPORTED_KEYS) + ".",
             )
+
+
+def _check_handler(annotations: Mapping[str, str], env_process: str, model_uri: str | None) -> None:
+    if HANDLER_KEY not in annotations:
+        return
+    kind = stated_kind(annotations)
+    if kind is None:
+        refuse(HANDLER_KEY, " or ".join(HANDLER_KINDS), annotations[HANDLER_KEY])
+    if model_uri is not None:
+        raise BadSpec(
+            f"Expected {HANDLER_KEY} on a function with code, found it beside stoker/model.",
+            "Remove one of the two.",
+        )
+    if kind == "process" and not env_process:
+        raise BadSpec(
+            f"Expected fprocess with {HANDLER_KEY}: process, found none.",
+            "Set fprocess to the command that answers a request.",
+        )
 
 
 def _model_uri(annotations: Mapping[str, str]) -> str | None:

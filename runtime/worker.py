@@ -19,7 +19,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +29,13 @@ import uvicorn
 import uvloop
 
 from stoker.placement.errors import StartFailed, StokerError
+from stoker.runtime.handlers.calls import contained_task
 from stoker.runtime.worker_function import Prepared, build
 from stoker.runtime.worker_http import Ready, WorkerApp
 from stoker.runtime.worker_start import WorkerStart, WorkerStatus, encode_event
 
 DRAIN_SECONDS = 30
+STOP_SECONDS_MAXIMUM = 5.0
 KEEP_ALIVE_SECONDS = 300
 """Longer than a gateway keeps an idle connection, so that it never reuses one being closed."""
 
@@ -54,7 +57,9 @@ def run(start: WorkerStart, descriptors: Sequence[int], prepared: Prepared | Non
     """
     forked_at = time.monotonic()
     listen, log, status, *pool = descriptors
-    _become_worker(start, log)
+    with socket.socket(fileno=os.dup(listen)) as listening:
+        port = listening.getsockname()[1]
+    _become_worker(start, log, port)
     torch.set_num_threads(start.threads)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -85,6 +90,8 @@ class _Worker:
 
     async def serve(self, listen: int, pool: tuple[int, ...], prepared: Prepared | None) -> int:
         loop = asyncio.get_running_loop()
+        if self._start.function.task == "custom":
+            loop.set_task_factory(contained_task)
         ready: asyncio.Future[Ready] = loop.create_future()
         app = WorkerApp(
             self._start.cluster_token,
@@ -99,7 +106,17 @@ class _Worker:
         with socket.socket(fileno=listen) as listening:
             await self._server.serve(sockets=[listening])
         starting.cancel()
+        if ready.done() and ready.exception() is None and (stop := ready.result().stop):
+            await self._end(stop)
         return self._exit_code
+
+    async def _end(self, stop: Callable[[], Awaitable[None]]) -> None:
+        """Lets the function clean up; what goes wrong then is only logged."""
+        try:
+            async with asyncio.timeout(STOP_SECONDS_MAXIMUM):
+                await stop()
+        except BaseException:  # noqa: BLE001 (the process ends anyway)
+            traceback.print_exc()
 
     async def _make_ready(
         self, ready: asyncio.Future[Ready], pool: tuple[int, ...], prepared: Prepared | None
@@ -109,6 +126,9 @@ class _Worker:
             made = await asyncio.to_thread(
                 build, self._start, prepared, descriptors, lambda: self._stop(1)
             )
+            if made.start is not None:
+                await made.start()
+                made = replace(made, at=time.monotonic())
         except StokerError as error:
             self._refuse(ready, error)
         except Exception as error:  # noqa: BLE001 (whatever broke must reach the agent)
@@ -166,7 +186,7 @@ def _config(app: WorkerApp) -> uvicorn.Config:
     )
 
 
-def _become_worker(start: WorkerStart, log: int) -> None:
+def _become_worker(start: WorkerStart, log: int, port: int) -> None:
     """Own session, own folders, own environment, the log for output, and no way up."""
     os.setsid()
     die_with_parent()
@@ -188,6 +208,7 @@ def _become_worker(start: WorkerStart, log: int) -> None:
     os.environ.update(
         kept
         | {"HOME": str(work_dir), "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
+        | _identity(start, port)
         | dict(start.function.environment)
     )
     os.chdir(start.code_dir or work_dir)
@@ -196,3 +217,17 @@ def _become_worker(start: WorkerStart, log: int) -> None:
     random.seed()
     np.random.seed()
     torch.seed()
+
+
+def _identity(start: WorkerStart, port: int) -> dict[str, str]:
+    """What Knative and OpenFaaS tell a function of itself."""
+    function = start.function
+    return {
+        "PORT": str(port),
+        "LISTEN_ADDRESS": f"127.0.0.1:{port}",
+        "K_SERVICE": function.name,
+        "K_CONFIGURATION": function.name,
+        "K_REVISION": f"{function.name}-{function.generation:05d}",
+        "OPENFAAS_NAME": function.name,
+        "OPENFAAS_NAMESPACE": function.namespace,
+    }

@@ -6,9 +6,10 @@ model) is a `Prepared`: a zygote may hold it ready for its next fork.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from stoker.native import Mapping, Progress
 from stoker.placement.errors import StartFailed
+from stoker.placement.function_code import kind_of_code, stated_kind
 from stoker.placement.records import FunctionRecord
 from stoker.runtime.checkpoint.tensors import tensor_views
 from stoker.runtime.engine import weights
@@ -24,9 +26,12 @@ from stoker.runtime.engine.embedder import Embedder, read_pooling
 from stoker.runtime.engine.skeleton import Skeleton, attach, build_skeleton
 from stoker.runtime.engine.tokenizer import TextCodec, load_codec, read_json
 from stoker.runtime.engine.transformers_engine import TransformersEngine
+from stoker.runtime.handlers import functions_framework, knative
+from stoker.runtime.handlers.code import listing
 from stoker.runtime.handlers.http import Handler
 from stoker.runtime.handlers.model import EmbeddingHandler, GenerationHandler
 from stoker.runtime.handlers.openfaas import Context, FunctionHandler, load_handle
+from stoker.runtime.handlers.process import ProcessHandler
 from stoker.runtime.worker_http import Ready, guarded
 from stoker.runtime.worker_start import WorkerStart
 
@@ -60,7 +65,8 @@ def build(
     loop when the engine has died.
     """
     if start.checkpoint is None or start.function.task == "custom":
-        return Ready(_custom(start), time.monotonic())
+        made = _custom(start)
+        return replace(made, handler=guarded(made.handler), at=time.monotonic())
     if descriptors is None:
         raise StartFailed(
             "Expected the pool's descriptor with the checkpoint, found none.",
@@ -129,15 +135,32 @@ def end_tokens(files_dir: Path, codec: TextCodec) -> list[int]:
     return sorted(found)
 
 
-def _custom(start: WorkerStart) -> Handler:
+def _custom(start: WorkerStart) -> Ready:
+    function = start.function
     if start.code_dir is None:
         raise StartFailed(
-            f"Expected code for the function {start.function.key}, found none.",
+            f"Expected code for the function {function.key}, found none.",
             "Build and deploy it with faas-cli up, or give it a stoker/model.",
         )
-    function = start.function
+    code_dir = Path(start.code_dir)
+    kind = stated_kind(function.annotations) or kind_of_code(
+        lambda name: (code_dir / name).is_file()
+    )
+    concurrency = function.scaling.concurrency
+    if kind == "knative":
+        knative_function = knative.load(code_dir)
+        return Ready(knative_function, start=knative_function.start, stop=knative_function.stop)
+    if kind == "functions-framework":
+        return Ready(functions_framework.load(code_dir, concurrency))
+    if kind == "process":
+        if not function.env_process:
+            raise StartFailed(
+                f"Expected handler.py, main.py or func.py in the code of {function.key}, or an "
+                f"fprocess; found neither, but {listing(code_dir)}.",
+                "Add one of these files, or set fprocess.",
+            )
+        return Ready(ProcessHandler(function.env_process.split(), code_dir, os.environ))
     context = Context(
         start.instance_id, function.name, function.namespace, dict(function.environment)
     )
-    handle = load_handle(Path(start.code_dir))
-    return guarded(FunctionHandler(handle, context, function.scaling.concurrency))
+    return Ready(FunctionHandler(load_handle(code_dir), context, concurrency))

@@ -46,13 +46,15 @@ class Ready:
 
     `bytes_at` is when the last of them arrived, or what their load failed with; None for weights
     that were in memory when the instance was ordered. `fetch_seconds` is what getting them from
-    afar took.
+    afar took. `start` is called in the event loop before the first request, `stop` after the last.
     """
 
     handler: Handler
     at: float = 0.0
     bytes_at: Future[float] | None = None
     fetch_seconds: Callable[[], float] = lambda: 0.0
+    start: Callable[[], Awaitable[None]] | None = None
+    stop: Callable[[], Awaitable[None]] | None = None
 
     def stages(self, since: float, prefill: tuple[float, float] | None) -> dict[str, float]:
         """How a request that came at `since` spent its time to the first token.
@@ -60,9 +62,9 @@ class Ready:
         `prefill` is when that began and ended, which says that all weights have been needed. The
         stages add up to the wait. What ran side by side counts for the bytes first.
         """
-        bytes_at = 0.0
-        if self.bytes_at is not None and self.bytes_at.done():
-            bytes_at = self.bytes_at.result()
+        bytes_at, arrival = 0.0, self.bytes_at
+        if arrival is not None and arrival.done() and arrival.exception() is None:
+            bytes_at = arrival.result()
         for_bytes = max(0.0, bytes_at - since)
         fetch = min(for_bytes, self.fetch_seconds())
         began, ended = prefill or (0.0, 0.0)

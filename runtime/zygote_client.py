@@ -57,12 +57,21 @@ class ForkedWorker:
     def ended(self, status: int) -> None:
         if not self.exited.done():
             self.exited.set_result(status)
-            # The worker leads its own process group: nothing it forked outlives it.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+            kill_session(self.pid)
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def kill_session(leader: int) -> None:
+    """Kills every process of the session that `leader` led: nothing a worker forked outlives it.
+
+    A process group would not do: each classic function's process has its own.
+    """
+    for entry in os.scandir("/proc"):
+        with contextlib.suppress(ValueError, ProcessLookupError, PermissionError):
+            if os.getsid(pid := int(entry.name)) == leader:
+                os.kill(pid, signal.SIGKILL)
 
 
 class ZygoteClient:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 Headers = tuple[tuple[str, str], ...]
@@ -22,6 +22,11 @@ class Request:
         """The first header called `name` (lower-case)."""
         return next((value for key, value in self.headers if key == name), default)
 
+    @property
+    def public_headers(self) -> Headers:
+        """What user code may see: all but what gateway and worker tell each other."""
+        return tuple(pair for pair in self.headers if not pair[0].startswith("x-stoker-"))
+
 
 @dataclass(frozen=True, slots=True)
 class Response:
@@ -38,6 +43,15 @@ class Response:
 
 
 Handler = Callable[[Request], Awaitable[Response]]
+
+
+def checked_headers(headers: Iterable[tuple[str, str]]) -> Headers:
+    """The headers that user code wants to send; ValueError for one that would break the head."""
+    checked = tuple(headers)
+    for name, value in checked:
+        if not name.isascii() or any(c in name + value for c in "\r\n\0"):
+            raise ValueError(f"the function returned the header {name!r}")
+    return checked
 
 
 def json_response(payload: bytes, status: int = 200) -> Response:

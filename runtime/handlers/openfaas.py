@@ -1,31 +1,31 @@
-"""Custom functions: the user's `handle(event, context)`, as OpenFaaS' Python templates call it.
+"""OpenFaaS functions: `handle(event, context)` and `handle(req)`, as its templates call them.
 
 `handle` may be a function, a coroutine function, a generator or an asynchronous generator. It
-returns a dict with statusCode, body and headers, a tuple (body[, status][, headers]), or a body
-alone: str, bytes, a generator of them, or anything JSON can say.
+returns a body (str, bytes, a generator of them, or anything JSON can say), or a tuple
+(body[, status][, headers]). With two parameters, as in python3-http, a dict with statusCode, body
+and headers is such an answer too. With one, as in python3-flask and python3, it gets the body as
+text (bytes if RAW_BODY is true), and a dict is JSON.
 """
 
 from __future__ import annotations
 
-import asyncio
-import importlib.util
 import inspect
+import os
 import sys
-import traceback
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qs
 
 import orjson
 
-from stoker.placement.errors import FunctionError, StartFailed
-from stoker.runtime.handlers.http import Headers, Request, Response
-
-_END = object()
+from stoker.placement.errors import StartFailed
+from stoker.placement.function_code import entry_file
+from stoker.runtime.handlers.calls import Steps, contained, thread_pool
+from stoker.runtime.handlers.code import import_file, listing
+from stoker.runtime.handlers.http import Headers, Request, Response, checked_headers
+from stoker.runtime.handlers.wsgi import environ_of
 
 
 class EventHeaders(dict[str, str]):
@@ -62,18 +62,15 @@ class Context:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def load_handle(code_dir: Path) -> Callable[[Event, Context], Any]:
+def load_handle(code_dir: Path) -> Callable[..., Any]:
     """`handle` from the handler.py in `code_dir` or its `function` folder; StartFailed if none."""
-    folder = next(
-        (d for d in (code_dir, code_dir / "function") if (d / "handler.py").is_file()), None
-    )
-    if folder is None:
-        found = ", ".join(sorted(path.name for path in code_dir.iterdir())[:8]) or "nothing"
+    entry = entry_file("openfaas", lambda name: (code_dir / name).is_file())
+    if entry is None:
         raise StartFailed(
-            f"Expected a handler.py in the function's code, found {found}.",
+            f"Expected a handler.py in the function's code, found {listing(code_dir)}.",
             "Put handle(event, context) into handler.py.",
         )
-    module = _import(folder / "handler.py")
+    module = import_file(code_dir / entry, "handler")
     handle = getattr(module, "handle", None)
     if not callable(handle):
         found = ", ".join(n for n, v in vars(module).items() if inspect.isfunction(v)) or "none"
@@ -81,138 +78,115 @@ def load_handle(code_dir: Path) -> Callable[[Event, Context], Any]:
             f"Expected a function handle(event, context) in handler.py, found functions: {found}.",
             "Define handle(event, context).",
         )
-    parameters = inspect.signature(handle).parameters.values()
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if len(positional) < 2 and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+    if not _parameter_count(handle):
         raise StartFailed(
-            f"Expected handle(event, context), found handle{inspect.signature(handle)}.",
-            "Use the python3-http template's signature.",
+            "Expected handle(event, context) or handle(req), "
+            f"found handle{inspect.signature(handle)}.",
+            "Use the signature of the python3-http template.",
         )
     return handle  # type: ignore[no-any-return]
 
 
-def _import(path: Path) -> ModuleType:
-    """Runs handler.py as the module `handler`; its folder is where it may import from."""
-    sys.path[:0] = [str(path.parent), str(path.parent.parent)]
-    spec = importlib.util.spec_from_file_location("handler", path)
-    if spec is None or spec.loader is None:
-        raise StartFailed(
-            f"Expected {path.name} to be importable, found that it is not.",
-            "Put handle(event, context) into handler.py.",
-        )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["handler"] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        traceback.print_exc()
-        raise StartFailed(
-            f"Expected handler.py to be imported, found {type(error).__name__}: {error}.",
-            "The function's log has the traceback.",
-        ) from error
-    return module
+def _parameter_count(handle: Callable[..., Any]) -> int:
+    """2 or 1: with how many arguments `handle` can be called; 0 if with neither."""
+    signature = inspect.signature(handle)
+    for count in (2, 1):
+        try:
+            signature.bind(*range(count))
+        except TypeError:
+            continue
+        return count
+    return 0
 
 
 class FunctionHandler:
     """Calls `handle` for each request; a synchronous one in a pool of `concurrency` threads."""
 
-    def __init__(
-        self, handle: Callable[[Event, Context], Any], context: Context, concurrency: int
-    ) -> None:
+    def __init__(self, handle: Callable[..., Any], context: Context, concurrency: int) -> None:
         self._handle = handle
+        self._takes_body = _parameter_count(handle) == 1
+        self._raw_body = os.environ.get("RAW_BODY", "").lower() == "true"
         self._context = context
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="handle")
+        self._threads = thread_pool(concurrency)
+        # Both Flask templates call `handle` inside a request of their app. Only code that has
+        # imported Flask can tell.
+        flask: Any = sys.modules.get("flask")
+        self._flask = None if flask is None else flask.Flask("function")
 
     async def __call__(self, request: Request) -> Response:
-        event = _event(request)
-        try:
+        steps = Steps(self._threads)
+        arguments = self._arguments(request)
+        with contained():
             if inspect.iscoroutinefunction(self._handle):
-                result = await self._handle(event, self._context)
+                result = await self._handle(*arguments)
             elif inspect.isasyncgenfunction(self._handle):
-                result = self._handle(event, self._context)
+                result = self._handle(*arguments)
             else:
-                result = await self._in_thread(self._handle, event, self._context)
+                result = await steps.run(self._call, request, arguments)
                 if inspect.isawaitable(result):
                     result = await result
-            return await self._response(result)
-        except (Exception, SystemExit) as error:
-            raise _failed(error) from error
-
-    async def _in_thread(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, _quietly, call, *arguments)
-
-    async def _response(self, result: Any) -> Response:
-        status, headers, body = _parts(result)
-        if isinstance(body, Iterator | AsyncIterable):
-            pieces = self._pieces(body)
-            # The first piece is drawn here, so that an error before it is still a status.
-            first = await anext(pieces, None)
-            return Response(status, headers, _prepend(first, pieces))
-        content_type, payload = _payload(body)
+            status, headers, body = _parts(result, dict_is_answer=not self._takes_body)
+            if isinstance(body, Iterator | AsyncIterable):
+                return Response(status, headers, _pieces(body, steps))
+            content_type, payload = _payload(body)
         if not any(name.lower() == "content-type" for name, _ in headers):
             headers += (("content-type", content_type),)
         return Response(status, headers, payload)
 
-    async def _pieces(self, body: Any) -> AsyncGenerator[bytes, None]:
+    def _call(self, request: Request, arguments: tuple[Any, ...]) -> Any:
+        if self._flask is None:
+            return self._handle(*arguments)
+        with self._flask.request_context(environ_of(request)):
+            return self._handle(*arguments)
+
+    def _arguments(self, request: Request) -> tuple[Any, ...]:
+        if not self._takes_body:
+            return _event(request), self._context
+        return (request.body if self._raw_body else request.body.decode(errors="replace"),)
+
+
+async def _pieces(body: Any, steps: Steps) -> AsyncGenerator[bytes, None]:
+    """The body as it comes; a failure before its first piece is still a status."""
+    with contained():
+        pieces = body
+        if not isinstance(body, AsyncIterable):
+            pieces = steps.iterate(body, getattr(body, "close", None))
         try:
-            if isinstance(body, AsyncIterable):
-                async for piece in body:
-                    yield _payload(piece)[1]
-                return
-            while (piece := await self._in_thread(next, body, _END)) is not _END:
+            async for piece in pieces:
                 yield _payload(piece)[1]
         finally:
-            if inspect.isasyncgen(body):
-                await body.aclose()
-            elif inspect.isgenerator(body):
-                await self._in_thread(body.close)
-
-
-async def _prepend(
-    first: bytes | None, rest: AsyncGenerator[bytes, None]
-) -> AsyncGenerator[bytes, None]:
-    try:
-        if first is not None:
-            yield first
-        async for piece in rest:
-            yield piece
-    except Exception as error:
-        raise _failed(error) from error
-    finally:
-        await rest.aclose()
-
-
-def _quietly(call: Callable[..., Any], *arguments: Any) -> Any:
-    """The result; StopIteration cannot cross a future, so it becomes a RuntimeError."""
-    try:
-        return call(*arguments)
-    except StopIteration as error:
-        raise RuntimeError("handle raised StopIteration") from error
+            if inspect.isasyncgen(pieces):
+                await pieces.aclose()
 
 
 def _event(request: Request) -> Event:
     query = {name: values[0] for name, values in parse_qs(request.query, True).items()}
-    headers = EventHeaders(
-        (name, value) for name, value in request.headers if name != "x-stoker-token"
-    )
+    headers = EventHeaders(request.public_headers)
     return Event(request.body, headers, request.method, query, request.path)
 
 
-def _parts(result: Any) -> tuple[int, Headers, Any]:
+def _parts(result: Any, dict_is_answer: bool) -> tuple[int, Headers, Any]:
     """Status, headers and body of whatever `handle` returned."""
-    if isinstance(result, dict) and ("statusCode" in result or "body" in result):
+    if dict_is_answer and isinstance(result, dict) and ("statusCode" in result or "body" in result):
         status, body = result.get("statusCode", 200), result.get("body", b"")
         return _status(status), _headers(result.get("headers")), body
-    if isinstance(result, tuple):
-        status, found = 200, None
+    if isinstance(result, tuple) and result:
+        status, headers, body = _of_body(result[0])
         for part in result[1:]:
             if isinstance(part, int):
                 status = part
             else:
-                found = part
-        return _status(status), _headers(found), result[0] if result else b""
-    return 200, (), result
+                headers += _headers(part)
+        return _status(status), headers, body
+    return _of_body(result)
+
+
+def _of_body(body: Any) -> tuple[int, Headers, Any]:
+    if not callable(getattr(body, "iter_encoded", None)):
+        return 200, (), body
+    # A response of Flask; whole unless it is a stream.
+    encoded = iter(body.iter_encoded()) if body.is_streamed else body.get_data()
+    return body.status_code, _headers(body.headers), encoded
 
 
 def _status(status: Any) -> int:
@@ -223,11 +197,7 @@ def _status(status: Any) -> int:
 
 def _headers(headers: Any) -> Headers:
     pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
-    checked = tuple((str(name), str(value)) for name, value in pairs)
-    for name, value in checked:
-        if not name.isascii() or any(c in name + value for c in "\r\n\0"):
-            raise ValueError(f"handle returned the header {name!r}")
-    return checked
+    return checked_headers((str(name), str(value)) for name, value in pairs)
 
 
 def _payload(body: Any) -> tuple[str, bytes]:
@@ -239,12 +209,3 @@ def _payload(body: Any) -> tuple[str, bytes]:
     if isinstance(body, bytes | bytearray | memoryview):
         return "application/octet-stream", bytes(body)
     return "application/json", orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _failed(error: BaseException) -> FunctionError:
-    """The error for the client, after the traceback went to the function's log."""
-    traceback.print_exception(error, file=sys.stderr)
-    return FunctionError(
-        f"Expected the function to return a response, found {type(error).__name__}.",
-        "The function's log has the traceback.",
-    )

@@ -145,6 +145,40 @@ def test_a_handler_function_is_built_deployed_and_called(stack: Stack) -> None:
     assert "hello there" in stack.run("invoke", "echo", "--data", "hello there").stdout
 
 
+@pytest.mark.parametrize(
+    ("folder", "name", "path", "answer"),
+    [
+        ("functions-framework", "greet", "/?name=Ada", b"Hello Ada, by POST"),
+        ("knative", "count", "/a/b", b"1 POST /a/b"),
+        ("classic", "upper", "/", b"THE BODY"),
+    ],
+)
+def test_functions_of_other_frameworks_are_built_deployed_and_called(
+    stack: Stack, folder: str, name: str, path: str, answer: bytes
+) -> None:
+    root = Path(__file__).resolve().parents[2]
+    stack.run("deploy", "-f", str(root / "functions" / folder / "stack.yaml"))
+    got = web.call("POST", f"{stack.url}/function/{name}{path}", b"the body", {})
+    assert (got.status, got.body) == (200, answer)
+    stack.remove(name)
+
+
+def test_the_images_of_openfaas_own_tools_run_without_a_build(stack: Stack) -> None:
+    alpine = {"image": "functions/alpine:latest", "envProcess": "env", "envVars": {"OWN": "1"}}
+    redirector = {"image": "theaxer/redirector:latest", "envVars": {"destination": "http://x/"}}
+    for name, fields in (("environment", alpine), ("redirector", redirector)):
+        assert stack.deploy(name, {}, **fields).status == 202
+    listed = web.call("GET", f"{stack.url}/function/environment?q=1", None, {})
+    sent_on = web.call("POST", f"{stack.url}/function/redirector", b"", {})
+    log = stack.run("logs", "environment").stdout
+    assert {"OWN=1", "Http_Query=q=1", "Http_Method=GET"} <= set(listed.body.decode().splitlines())
+    assert (sent_on.status, sent_on.headers["location"]) == (302, "http://x/")
+    assert "Forking fprocess." in log
+    assert f"Wrote {len(listed.body)} Bytes - Duration: " in log
+    for name in ("environment", "redirector"):
+        stack.remove(name)
+
+
 def test_two_hundred_concurrent_calls_to_a_cold_function_cause_one_load(stack: Stack) -> None:
     annotations = {"stoker/model": f"s3://{BUCKET}/all-minilm-l6-v2", "stoker/task": "embed"}
     assert stack.deploy("crowd", annotations).status == 202

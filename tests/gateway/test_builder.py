@@ -125,3 +125,42 @@ def test_a_signature_is_the_hmac_of_the_payload() -> None:
     assert not credentials.signature("", b"payload")
     known = "sha256=5d98b45c90a207fa998ce639fea6f02ecc8cc3f36fef81d694fb856b4d0a28ca"
     assert credentials.signature(known, b"payload")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("handler.py", "openfaas"),
+        ("main.py", "functions-framework"),
+        ("func.py", "knative"),
+        ("function/func.py", "knative"),
+        ("function/__init__.py", "knative"),
+        ("respond.sh", "process"),
+    ],
+)
+def test_the_files_say_of_what_kind_the_function_is(name: str, kind: str) -> None:
+    made = build(
+        context((f"context/function/{name}", HANDLER), ("context/index.py", b"import handler"))
+    )
+    assert (made.kind, names(made.archive)) == (kind, [name])
+
+
+def test_the_first_known_file_decides() -> None:
+    both = [(f"context/function/{name}", HANDLER) for name in ("main.py", "handler.py")]
+    assert build(context(*both)).kind == "openfaas"
+
+
+def test_a_file_of_any_kind_must_be_python() -> None:
+    with pytest.raises(BadSpec, match=r"Expected Python in main.py, found at line 1"):
+        build(context(("context/main.py", b"def (:")))
+
+
+def test_a_program_stays_executable() -> None:
+    made = build(context(("context/run", b"#!/bin/sh"), mode=0o755))
+    with tarfile.open(fileobj=io.BytesIO(made.archive), mode="r:gz") as opened:
+        assert opened.getmember("run").mode == 0o755
+
+
+def test_an_empty_context_is_refused() -> None:
+    with pytest.raises(BadSpec, match=r"below context/function/ or context/, found nothing"):
+        build(context())

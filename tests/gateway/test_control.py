@@ -261,6 +261,28 @@ def test_a_handler_is_built_published_and_deployed(bench: Bench) -> None:
     assert bench.call("POST", "/build", b"no tar", web.basic(bench.password)).status == 400
 
 
+def test_a_program_needs_an_fprocess_to_be_deployed(bench: Bench) -> None:
+    record = ImageRecord("program:1", "0" * 64, "process")
+    bench.store.put(ImageRecord.path_of(record.image), encode(record))
+    time.sleep(0.1)
+    body = deployment("program", image=record.image)
+    refused = bench.system("POST", "/system/functions", body)
+    assert refused.status == 400
+    assert "or an fprocess, found neither" in refused.json()["error"]["cause"]
+    assert bench.system("POST", "/system/functions", {**body, "envProcess": "cat"}).status == 202
+
+
+def test_the_images_of_openfaas_own_tools_need_no_build(bench: Bench) -> None:
+    names = ["functions/alpine:latest", "docker.io/functions/alpine", "theaxer/redirector:latest"]
+    for number, name in enumerate(names):
+        body = {"service": f"tried-{number}", "image": name, "envProcess": "env"}
+        assert bench.system("POST", "/system/functions", body).status == 202
+        status = bench.system("GET", f"/system/function/tried-{number}").json()
+        assert (status["image"], status["envProcess"]) == (name, "env")
+    first, second, third = (record(bench, f"tried-{number}").code_digest for number in range(3))
+    assert first == second != third
+
+
 def test_an_unknown_route_is_a_sentence(bench: Bench) -> None:
     answer = bench.call("GET", "/nothing", None, web.basic(bench.password))
     assert (answer.status, answer.headers["x-openfaas-internal"]) == (404, "gateway")

@@ -209,6 +209,27 @@ def test_a_malformed_field_is_refused(fields: dict[str, Any]) -> None:
         parse_deployment({**deployment(), **fields})
 
 
+@pytest.mark.parametrize(
+    ("annotations", "env_process", "found"),
+    [
+        ({"stoker/handler": "cgi"}, "", "or process at stoker/handler, found 'cgi'"),
+        ({"stoker/handler": "process"}, "", "Expected fprocess with stoker/handler: process"),
+        (
+            {"stoker/handler": "openfaas", "stoker/model": "s3://b/m"},
+            "",
+            "found it beside stoker/model",
+        ),
+    ],
+)
+def test_a_stated_handler_must_be_known_and_fit(
+    annotations: dict[str, str], env_process: str, found: str
+) -> None:
+    with pytest.raises(BadSpec, match=found):
+        parse_deployment(deployment(annotations=annotations, envProcess=env_process))
+    fitting = {"stoker/handler": "process"}
+    parse_deployment(deployment(annotations=fitting, envProcess="cat"))
+
+
 def test_a_refusal_does_not_tell_the_value_of_a_variable() -> None:
     with pytest.raises(BadSpec) as caught:
         parse_deployment(deployment(envVars={"PASSWORD": "hunter2\0"}))

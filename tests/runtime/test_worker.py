@@ -8,7 +8,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,6 @@ CUSTOM = FunctionRecord(
     "shout", "ns", "image", scaling=Scaling(concurrency=2), environment={"GREETING": "hello"}
 )
 BODY = {"messages": [{"role": "user", "content": "hi"}], "temperature": 0, "max_tokens": 12}
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[ZygoteProcess]:
-    made = ZygoteProcess()
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -192,3 +193,23 @@ def test_a_fork_that_nobody_waits_for_any_more_is_killed(tmp_path: Path) -> None
             return all([await dies(pid) for pid in orphans]) and alive(kept.pid)
 
     assert asyncio.run(run())
+
+
+def test_nothing_that_a_worker_forked_outlives_it_whatever_group_it_is_in() -> None:
+    script = (
+        "import os, subprocess as s\n"
+        "child = s.Popen(['sleep', '60'], process_group=0, stdout=s.DEVNULL)\n"
+        "os.write(1, b'%d %d' % (child.pid, os.getpid()))\n"
+    )
+    leader = subprocess.run(
+        [sys.executable, "-c", script], start_new_session=True, stdout=subprocess.PIPE, check=True
+    )
+    child, worker = map(int, leader.stdout.split())
+    assert psutil.pid_exists(child)
+
+    zygote_client.kill_session(worker)
+
+    deadline = time.monotonic() + 5.0
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

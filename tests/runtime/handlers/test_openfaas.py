@@ -79,6 +79,25 @@ def test_the_event_and_context_are_those_of_the_python_template(tmp_path: Path) 
     assert payload == b'["body","PUT","/a/b",{"x":"1","empty":""},"v",null,"i-1","shout"]'
 
 
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("def handle(req): return req + ' again'", b"gr\xc3\xbc\xc3\x9fe again"),
+        ("def handle(req): return None", b""),
+        ("def handle(req): return {'body': req}", '{"body":"grüße"}'.encode()),
+        ("async def handle(req): return req", "grüße".encode()),
+        ("def handle(req, context=None): return context.function", b"shout"),
+        ("def handle(req):\n    yield req", "grüße".encode()),
+    ],
+)
+def test_a_handle_with_one_parameter_gets_the_body_as_text(
+    tmp_path: Path, code: str, expected: bytes
+) -> None:
+    request = Request("POST", "/", "", (), "grüße".encode())
+
+    assert _call(code, tmp_path, request)[2] == expected
+
+
 def test_coroutines_and_generators_of_both_kinds_work(tmp_path: Path) -> None:
     generator = _handle("yield 'a'\n    yield b'b'\n    yield {'c': 1}")
 
@@ -94,6 +113,8 @@ def test_coroutines_and_generators_of_both_kinds_work(tmp_path: Path) -> None:
         "raise ValueError('secret detail')",
         "raise SystemExit(3)",
         "raise StopIteration",
+        "raise KeyboardInterrupt",
+        "import asyncio; raise asyncio.CancelledError",
         "return object()",
         "return {'statusCode': 'many'}",
         "return {'body': '', 'headers': {'a': 'b\\r\\nc: d'}}",
@@ -116,7 +137,8 @@ def test_a_failing_handler_is_a_500_whose_traceback_stays_in_the_log(
         ({}, "handler.py"),
         ({"main.py": "x = 1"}, "found main.py"),
         ({"handler.py": "def handler(event, context): pass"}, "found functions: handler"),
-        ({"handler.py": "def handle(request): pass"}, r"found handle\(request\)"),
+        ({"handler.py": "def handle(): pass"}, r"found handle\(\)"),
+        ({"handler.py": "def handle(a, b, c): pass"}, r"found handle\(a, b, c\)"),
         ({"handler.py": "import not_there_at_all"}, "ModuleNotFoundError"),
         ({"handler.py": "def handle(:"}, "SyntaxError"),
         ({"handler.py": "raise SystemExit"}, "SystemExit"),
@@ -130,6 +152,33 @@ def test_code_that_cannot_be_called_fails_the_start_and_says_what_was_found(
 
     with pytest.raises(StartFailed, match=expected):
         load_handle(tmp_path)
+
+
+def test_the_last_step_of_a_generator_waits_for_the_one_that_runs(tmp_path: Path) -> None:
+    """A client that leaves while the generator works still has it closed, once it pauses."""
+    (tmp_path / "handler.py").write_text(
+        "import threading, time\n"
+        "begun, closed = threading.Event(), threading.Event()\n"
+        "def handle(event, context):\n"
+        "    try:\n"
+        "        begun.set()\n"
+        "        time.sleep(0.2)\n"
+        "        yield 'late'\n"
+        "    finally:\n"
+        "        closed.set()\n"
+    )
+    handle: Any = load_handle(tmp_path)
+    handler = FunctionHandler(handle, CONTEXT, 1)
+
+    async def scenario() -> None:
+        body: Any = (await handler(Request("GET", "/", "", (), b""))).body
+        first = asyncio.ensure_future(anext(body))
+        await asyncio.to_thread(handle.__globals__["begun"].wait, 5)
+        first.cancel()
+        await asyncio.wait({first})
+
+    asyncio.run(scenario())
+    assert handle.__globals__["closed"].is_set()
 
 
 def test_a_handler_imports_its_neighbours_from_the_function_folder(tmp_path: Path) -> None:
