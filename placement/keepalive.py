@@ -117,13 +117,17 @@ class Arrivals:
     times: dict[str, deque[float]] = field(default_factory=dict)
 
     def add(self, key: str, now: float) -> None:
-        self.times.setdefault(key, deque(maxlen=self.maximum)).append(now)
+        times = self.times.get(key)
+        if times is None:
+            times = self.times[key] = deque(maxlen=self.maximum)
+        times.append(now)
 
     def seen(self, key: str, now: float) -> tuple[int, float]:
         """How many arrivals of the last day are remembered, and how long ago the first was."""
-        times = self.times.get(key, ())
-        count = sum(now - at <= ARRIVALS_SECONDS for at in times)
-        return count, now - times[-count] if count else 0.0
+        times = self.times.get(key)
+        while times and now - times[0] > ARRIVALS_SECONDS:
+            times.popleft()
+        return (len(times), now - times[0]) if times else (0, 0.0)
 
     def rate(self, key: str, now: float) -> float | None:
         """Arrivals per second, or None where there was none within a day."""

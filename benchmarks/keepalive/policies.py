@@ -34,9 +34,14 @@ PRICE_STEPS = 8
 
 
 def outcomes(
-    ladders: Mapping[str, Ladder], requests: Sequence[Request], capacity: int, end: float
+    ladders: Mapping[str, Ladder],
+    requests: Sequence[Request],
+    capacity: int,
+    end: float,
+    *,
+    priced: bool,
 ) -> Iterator[tuple[str, Outcome]]:
-    """Each policy's outcome, by name."""
+    """Each policy's outcome, by name; `priced` adds Stoker with as much memory as fixed holds."""
     containers = {name: whole(ladder) for name, ladder in ladders.items()}
     price = reference_price(ladders)
 
@@ -54,6 +59,8 @@ def outcomes(
     yield "ladder: RainbowCake", run(ladders, RainbowCake(price))
     yield "ladder: greedy-dual", run(ladders, GreedyDual())
     yield STOKER, run(ladders, Ladders())
+    if not priced:
+        return
     # The price at which Stoker holds, on average, no more than the fixed time does.
     low, high = price * PRICE_LOWEST, price
     best = run(ladders, Ladders(low))

@@ -92,7 +92,8 @@ def replays(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     for share in arguments.memory:
         capacity = int(share * whole_bytes)
         rows[str(share)] = {"capacity": {"bytes": capacity}}
-        for name, outcome in policies.outcomes(ladders, found, capacity, end):
+        first = share == arguments.memory[0]
+        for name, outcome in policies.outcomes(ladders, found, capacity, end, priced=first):
             rows[str(share)][name] = measured(outcome, end)
             print(f"seed {seed}  memory {share:g}  {name}", file=sys.stderr, flush=True)
     return {"seed": seed, "trace": traces.describe(found, end), "rows": rows}
