@@ -18,7 +18,7 @@ from functools import partial
 
 from stoker.placement.keepalive import Policy, Prewarm
 from stoker.placement.ladder import Ladder, Layer, Rung, climb_seconds
-from stoker.placement.residency import Residency
+from stoker.placement.residency import Held, Residency
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ class Replay:
             held = self._memory[layer.key]
             held.users -= 1
             if not held.users:
-                self._keep(layer, now + self._policy.keep_seconds(layer, now))
+                self._keep(held, now + self._policy.keep_seconds(layer, now))
         for layer in reversed(function.ladder.layers):
             self._memory.expire(layer.key, now)
         prewarm = self._policy.prewarm(function.ladder, now)
@@ -192,11 +192,13 @@ class Replay:
         for layer in layers:
             held = self._memory[layer.key]
             if not held.users:
-                self._keep(layer, max(held.deadline, now + wanted.keep_seconds))
+                self._keep(held, max(held.deadline, now + wanted.keep_seconds))
 
-    def _keep(self, layer: Layer, deadline: float) -> None:
-        self._memory[layer.key].deadline = deadline
-        self._at(deadline, partial(self._memory.expire, layer.key))
+    def _keep(self, held: Held, deadline: float) -> None:
+        """Keep a layer until `deadline`, but not for longer than what it rests on."""
+        below = (self._memory[key].deadline for key in held.below)
+        held.deadline = min((deadline, *below))
+        self._at(held.deadline, partial(self._memory.expire, held.layer.key))
 
     def _make_room(self, layers: Sequence[Layer], worth: float, now: float) -> bool:
         """Room for those of `layers` that are missing; the others count as used meanwhile."""

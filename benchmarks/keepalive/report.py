@@ -36,7 +36,7 @@ def _less(rows: Rows, ours: str, peer: str, what: str) -> float | None:
 
 
 def show(trace: Mapping[str, float], tables: Mapping[str, Rows]) -> None:
-    console = Console(width=160)
+    console = Console(width=190)
     console.print("  ".join(f"{name} {value:.4g}" for name, value in trace.items()))
     for share, rows in tables.items():
         console.print(_table(float(share), rows))

@@ -79,6 +79,19 @@ def test_a_fixed_time_starts_anew_after_it() -> None:
     assert outcome.byte_seconds == pytest.approx(1360 * (623.0 + 600.0 + 13.875 + 600.0))
 
 
+def test_a_layer_that_costs_no_memory_does_not_keep_what_it_rests_on() -> None:
+    """At this price the weights break even after 10 s and the zygote after 75 s."""
+    outcome = run([ladder("f")], [Request(0.0, "f", 10.0)], BreakEven(5000.0))
+
+    assert outcome.byte_seconds == pytest.approx(
+        1360 * 13.875  # the start and the request
+        + 100 * 6.25  # serving: 0.125 s for 100 B
+        + 1000 * 10.0  # weights: 2 s for 1000 B
+        + 60 * (500.0 / 60 * 5)  # skeleton: 0.5 s for 60 B
+        + 200 * 75.0  # zygote: 3 s for 200 B
+    )
+
+
 def test_two_functions_on_one_model_hold_its_weights_once() -> None:
     both = [ladder("f", "base"), ladder("g", "base")]
 
