@@ -29,7 +29,7 @@ LRU_ON_LADDER = "ladder: LRU"
 STOKER = "ladder: Stoker"
 STOKER_PRICED = "ladder: Stoker, fixed's memory"
 # The search for the price at which the memory agrees.
-PRICE_LOWEST = 1e-5
+PRICE_RANGE = 100.0
 PRICE_STEPS = 8
 
 
@@ -62,7 +62,7 @@ def outcomes(
     if not priced:
         return
     # The price at which Stoker holds, on average, no more than the fixed time does.
-    low, high = price * PRICE_LOWEST, price
+    low, high = price / PRICE_RANGE, price * PRICE_RANGE
     best = run(ladders, Ladders(low))
     for _ in range(PRICE_STEPS):
         middle = math.sqrt(low * high)
