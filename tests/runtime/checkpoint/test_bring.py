@@ -62,7 +62,8 @@ def load(request: pytest.FixtureRequest, folder: Path) -> Callable[..., dict[str
 
 
 def loading_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("stoker-")]
+    names = ("stoker-fetch", "stoker-bring", "stoker-async")
+    return [thread for thread in threading.enumerate() if thread.name.startswith(names)]
 
 
 def assert_no_thread_is_left() -> None:
