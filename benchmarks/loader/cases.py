@@ -68,7 +68,13 @@ def cases(conditions: list[str], *, peers: bool) -> list[Case]:
 
 
 def shuffled(found: list[Case], seed: int, number: int) -> list[Case]:
-    """The order of round `number`."""
-    order = list(found)
-    random.Random(f"{seed} {number}").shuffle(order)
+    """The order of round `number`: by condition, so that the cases of one find the same caches."""
+    draw = random.Random(f"{seed} {number}")
+    conditions = sorted({case.condition for case in found})
+    draw.shuffle(conditions)
+    order = []
+    for condition in conditions:
+        cases = [case for case in found if case.condition == condition]
+        draw.shuffle(cases)
+        order += cases
     return order

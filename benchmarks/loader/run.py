@@ -141,7 +141,11 @@ def main() -> int:
     keep(
         {
             "benchmark": "loader",
-            "settings": {name: str(value) for name, value in vars(arguments).items()},
+            "settings": {
+                name: value
+                for name, value in vars(arguments).items()
+                if name not in ("folder", "output")
+            },
             "file_bytes": file_bytes,
             "machine": described,
             "figures": result,
