@@ -86,10 +86,17 @@ class Region:
 class Mapping:
     """Chunks of a pool side by side in one private writable range.
 
-    What is written stays in this process. `pool_fd` may be read-only and may be closed afterwards.
+    Until `map` it is address space alone and reads as zeros, so that tensors may be made of it in a
+    process that forks the one that maps. What is written afterwards stays in this process.
     """
 
-    def __init__(self, pool_fd: int, chunks: Sequence[int], byte_count: int) -> None: ...
+    def __init__(self, byte_count: int) -> None: ...
+    def map(self, pool_fd: int, chunks: Sequence[int]) -> None:
+        """Put the chunks there, the last of which holds the last byte.
+
+        `pool_fd` may be read-only and may be closed afterwards. Raises ValueError unless the
+        chunks are there and as many as the bytes need.
+        """
     def __len__(self) -> int: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def populate(self) -> None:

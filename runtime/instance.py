@@ -245,7 +245,8 @@ class Instance:
         if said.event == "failed":
             raise StokerError.from_wire(said.error or {})
         assert self._worker is not None
-        self._say(f"serving at {self.record.address} after {self._age():.3f} s")
+        made = ", made from its template" if said.from_template else ""
+        self._say(f"serving at {self.record.address} after {self._age():.3f} s{made}")
         self._announce(replace(self.record, state="serving", pid=self._worker.pid))
         self._node.on_serving(said.init_seconds)
 

@@ -30,7 +30,8 @@ import uvloop
 
 from stoker.placement.errors import StartFailed, StokerError
 from stoker.runtime.handlers.calls import contained_task
-from stoker.runtime.worker_function import Prepared, build
+from stoker.runtime.template import ModelTemplate
+from stoker.runtime.worker_function import build
 from stoker.runtime.worker_http import Ready, WorkerApp
 from stoker.runtime.worker_start import WorkerStart, WorkerStatus, encode_event
 
@@ -50,7 +51,7 @@ def die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def run(start: WorkerStart, descriptors: Sequence[int], prepared: Prepared | None) -> int:
+def run(start: WorkerStart, descriptors: Sequence[int], template: ModelTemplate | None) -> int:
     """Serves `start` until told to stop; the exit code. Called in the child, right after the fork.
 
     `descriptors` are those that `start.descriptor_names` names, in that order.
@@ -64,7 +65,7 @@ def run(start: WorkerStart, descriptors: Sequence[int], prepared: Prepared | Non
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             worker = _Worker(start, status, forked_at)
-            return runner.run(worker.serve(listen, tuple(pool), prepared))
+            return runner.run(worker.serve(listen, tuple(pool), template))
     except BaseException:  # noqa: BLE001 (the process ends here)
         traceback.print_exc()
         return 1
@@ -88,7 +89,9 @@ class _Worker:
         self._forked_at = forked_at
         self._exit_code = 0
 
-    async def serve(self, listen: int, pool: tuple[int, ...], prepared: Prepared | None) -> int:
+    async def serve(
+        self, listen: int, pool: tuple[int, ...], template: ModelTemplate | None
+    ) -> int:
         loop = asyncio.get_running_loop()
         if self._start.function.task == "custom":
             loop.set_task_factory(contained_task)
@@ -100,9 +103,9 @@ class _Worker:
             self._start.function.scaling.concurrency,
             self._start.started_at,
         )
-        self._server = _Server(_config(app))
+        self._server = _Server(server_config(app))
         loop.add_signal_handler(signal.SIGTERM, self._stop, 0)
-        starting = asyncio.ensure_future(self._make_ready(ready, pool, prepared))
+        starting = asyncio.ensure_future(self._make_ready(ready, pool, template))
         with socket.socket(fileno=listen) as listening:
             await self._server.serve(sockets=[listening])
         starting.cancel()
@@ -119,12 +122,12 @@ class _Worker:
             traceback.print_exc()
 
     async def _make_ready(
-        self, ready: asyncio.Future[Ready], pool: tuple[int, ...], prepared: Prepared | None
+        self, ready: asyncio.Future[Ready], pool: tuple[int, ...], template: ModelTemplate | None
     ) -> None:
         descriptors = (pool[0], pool[1]) if pool else None
         try:
             made = await asyncio.to_thread(
-                build, self._start, prepared, descriptors, lambda: self._stop(1)
+                build, self._start, template, descriptors, lambda: self._stop(1)
             )
             if made.start is not None:
                 await made.start()
@@ -149,7 +152,8 @@ class _Worker:
             except StokerError as error:
                 self._failed(error)
                 return
-            self._report(WorkerStatus("serving", init_seconds=made.at - self._forked_at))
+            init_seconds = made.at - self._forked_at
+            self._report(WorkerStatus("serving", init_seconds, template is not None))
 
     def _refuse(self, ready: asyncio.Future[Ready], error: StokerError) -> None:
         ready.set_exception(error)
@@ -169,7 +173,8 @@ class _Worker:
         self._server.should_exit = True
 
 
-def _config(app: WorkerApp) -> uvicorn.Config:
+def server_config(app: Callable[..., Awaitable[None]]) -> uvicorn.Config:
+    """How a worker serves; loading it imports what serving needs."""
     return uvicorn.Config(
         app,
         http="httptools",

@@ -20,6 +20,8 @@ from stoker.placement.records import FunctionRecord, decode, encode
 MESSAGE_BYTES_MAXIMUM = 192 * 1024
 """Below the default send buffer of a unix socket; a chunk list of 400 GiB fits."""
 
+DESCRIPTORS_MAXIMUM = 5
+
 _PASSED_ON = (
     "PATH",
     "LANG",
@@ -84,10 +86,14 @@ class ZygoteEvent:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One line of the status pipe. `error` is the wire form of what made the start fail."""
+    """One line of the status pipe. `error` is the wire form of what made the start fail.
+
+    `from_template` says that the zygote had the function ready but for its weights.
+    """
 
     event: Literal["serving", "failed"]
     init_seconds: float = 0.0
+    from_template: bool = False
     error: Mapping[str, Any] | None = None
 
 

@@ -2,30 +2,29 @@
 
 `python -m stoker.runtime.zygote FD` serves the SOCK_SEQPACKET socket FD (see worker_start.py)
 until it closes. It has one thread, opens no other socket and never touches a device, so that a
-fork of it is sound. When it has had nothing to do for a while it prepares the checkpoints of its
-last starts (tokenizer, skeleton), so that their next instance finds them made.
+fork of it is sound. When it has had nothing to do for a while it makes the templates of its last
+starts, so that the next instance of each is a fork and a mapping.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import selectors
 import signal
 import socket
 import sys
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 
 import structlog
 
 from stoker.placement.errors import BadRequest, StartFailed, StokerError
 from stoker.runtime import worker
 from stoker.runtime.engine.preload import preload
-from stoker.runtime.worker_function import Prepared, prepare
+from stoker.runtime.template import ModelTemplate
+from stoker.runtime.templates import Templates, freeze
 from stoker.runtime.worker_start import (
+    DESCRIPTORS_MAXIMUM,
     MESSAGE_BYTES_MAXIMUM,
     WorkerStart,
     ZygoteEvent,
@@ -34,53 +33,8 @@ from stoker.runtime.worker_start import (
 )
 
 IDLE_SECONDS = 2.0
-PREPARED_MAXIMUM = 8
-DESCRIPTORS_MAXIMUM = 5
 
 _log = structlog.get_logger()
-
-
-class PreparedModels:
-    """What the last few checkpoints need beside their weights, made when there is time."""
-
-    def __init__(self) -> None:
-        self._made: OrderedDict[tuple[str, str], Prepared | None] = OrderedDict()
-        self._wanted: OrderedDict[tuple[str, str], Path] = OrderedDict()
-
-    @property
-    def has_work(self) -> bool:
-        return bool(self._wanted)
-
-    def take(self, start: WorkerStart) -> Prepared | None:
-        """What is ready for `start`; if nothing is, it will be next time."""
-        if start.checkpoint is None or start.function.task == "custom":
-            return None
-        key = (start.checkpoint.digest, start.function.task)
-        if key in self._made:
-            self._made.move_to_end(key)
-            return self._made[key]
-        self._wanted[key] = Path(start.checkpoint.files_dir)
-        while len(self._wanted) > PREPARED_MAXIMUM:
-            self._wanted.popitem(last=False)
-        return None
-
-    def work(self) -> None:
-        """Prepares one checkpoint. One that cannot be is left to its worker, which says why."""
-        key, files_dir = self._wanted.popitem()
-        try:
-            self._made[key] = prepare(files_dir, key[1])
-        except Exception as error:  # noqa: BLE001 (a zygote outlives any checkpoint)
-            _log.warning("prepare_failed", digest=key[0], cause=str(error))
-            self._made[key] = None
-        while len(self._made) > PREPARED_MAXIMUM:
-            self._made.popitem(last=False)
-        freeze()
-
-
-def freeze() -> None:
-    """Moves all objects out of the collector's sight: it would copy their pages in each child."""
-    gc.collect()
-    gc.freeze()
 
 
 class Zygote:
@@ -88,7 +42,7 @@ class Zygote:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
-        self._prepared = PreparedModels()
+        self._templates = Templates()
         self._instances: dict[int, str] = {}
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
@@ -103,9 +57,9 @@ class Zygote:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._send(ZygoteEvent("ready"))
         while True:
-            events = self._selector.select(IDLE_SECONDS if self._prepared.has_work else None)
-            if not events and self._prepared.has_work:
-                self._prepared.work()
+            events = self._selector.select(IDLE_SECONDS if self._templates.has_work else None)
+            if not events and self._templates.has_work:
+                self._templates.work(self._leave)
             readable = [key.fileobj for key, _ in events]
             if self._signals in readable:
                 self._reap()
@@ -132,7 +86,7 @@ class Zygote:
                     f"Expected {expected} descriptors with the start, found {len(descriptors)}.",
                     "Run the same release of Stoker in agent and zygote.",
                 )
-            self._fork(start, descriptors)
+            self._begin(start, message, descriptors)
         except OSError as error:
             failed = StartFailed(
                 f"Expected to fork a worker, found: {error.strerror}.",
@@ -146,24 +100,33 @@ class Zygote:
                 os.close(descriptor)
         return True
 
-    def _fork(self, start: WorkerStart, descriptors: Sequence[int]) -> None:
-        prepared = self._prepared.take(start)
+    def _begin(self, start: WorkerStart, message: bytes, descriptors: Sequence[int]) -> None:
+        pid = self._templates.hand_over(start, message, descriptors)
+        template = self._templates.take(start)
+        if pid is None:
+            pid = self._fork(start, descriptors, template)
+        self._instances[pid] = start.instance_id
+        self._send(ZygoteEvent("forked", start.instance_id, pid))
+
+    def _fork(
+        self, start: WorkerStart, descriptors: Sequence[int], template: ModelTemplate | None
+    ) -> int:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
                 self._leave()
-                code = worker.run(start, descriptors, prepared) if os.getppid() == parent else 0
+                code = worker.run(start, descriptors, template) if os.getppid() == parent else 0
             finally:
                 os._exit(code)
-        self._instances[pid] = start.instance_id
-        self._send(ZygoteEvent("forked", start.instance_id, pid))
+        return pid
 
     def _leave(self) -> None:
         """In the child: closes what belongs to the zygote."""
         signal.set_wakeup_fd(-1)
         self._selector.close()
+        self._templates.parked.leave()
         for end in (self._control, self._signals, self._wakeup):
             end.close()
 
@@ -175,6 +138,7 @@ class Zygote:
                 del self._instances[pid]
                 code = os.waitstatus_to_exitcode(status)
                 self._send(ZygoteEvent("exited", instance_id, pid, code))
+        self._templates.parked.reap()
 
     def _send(self, event: ZygoteEvent) -> None:
         try:

@@ -13,6 +13,11 @@
 namespace stoker {
 namespace {
 
+// In whole chunks, so that a huge page can hold the end; what no machine has is left as it is.
+std::size_t whole_chunks(std::size_t bytes) {
+  return bytes >> 56 == 0 ? chunks_for(bytes) * chunk_bytes : bytes;
+}
+
 void check(int pool_fd, const std::vector<std::size_t>& chunks, std::size_t byte_count) {
   if (chunks_for(byte_count) != chunks.size())
     throw std::invalid_argument("expected the chunks of " + std::to_string(byte_count) +
@@ -28,9 +33,14 @@ void check(int pool_fd, const std::vector<std::size_t>& chunks, std::size_t byte
 
 }  // namespace
 
-Mapping::Mapping(int pool_fd, const std::vector<std::size_t>& chunks, std::size_t byte_count)
-    : memory_((check(pool_fd, chunks, byte_count), Memory::reserved(chunks.size() * chunk_bytes))),
-      byte_count_(byte_count) {
+Mapping::Mapping(std::size_t byte_count)
+    : byte_count_(byte_count), memory_(Memory::reserved(whole_chunks(byte_count))) {
+  if (::mprotect(memory_.data(), memory_.size(), PROT_READ) != 0)
+    throw SystemError(errno, "cannot reserve address space");
+}
+
+void Mapping::map(int pool_fd, const std::vector<std::size_t>& chunks) {
+  check(pool_fd, chunks, byte_count_);
   for (std::size_t first = 0; first < chunks.size();) {
     std::size_t last = first + 1;
     while (last < chunks.size() && chunks[last] == chunks[last - 1] + 1) ++last;

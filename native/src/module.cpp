@@ -209,8 +209,8 @@ void bind_memory(nb::module_& module) {
       .def_prop_ro("huge_pages", &Region::has_huge_pages)
       .def("discard", &Region::discard, "offset"_a, "byte_count"_a, Released());
   nb::class_<Mapping>(module, "Mapping", nb::type_slots(buffer_slots<Mapping>()))
-      .def(nb::init<int, const std::vector<std::size_t>&, std::size_t>(), "pool_fd"_a, "chunks"_a,
-           "byte_count"_a)
+      .def(nb::init<std::size_t>(), "byte_count"_a)
+      .def("map", &Mapping::map, "pool_fd"_a, "chunks"_a, Released())
       .def("__len__", [](const Mapping& mapping) { return mapping.bytes().size(); })
       .def("populate", &Mapping::populate, Released());
   nb::class_<Pool>(module, "Pool")

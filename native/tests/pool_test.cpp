@@ -77,9 +77,11 @@ TEST(a_mapping_lays_chunks_side_by_side_and_never_changes_the_pool) {
   stoker::Pool pool(4 * chunk_bytes);
   for (std::size_t index = 0; index < 4; ++index)
     pool.chunk(index)[0] = static_cast<std::byte>(index + 1);
-  stoker::Mapping mapping(pool.reader_fd(), {2, 3, 0}, 2 * chunk_bytes + 10);
-  mapping.populate();
+  stoker::Mapping mapping(2 * chunk_bytes + 10);
   const std::span<std::byte> bytes = mapping.bytes();
+  CHECK(bytes[0] == std::byte{0} && bytes[2 * chunk_bytes + 9] == std::byte{0});
+  mapping.map(pool.reader_fd(), {2, 3, 0});
+  mapping.populate();
   CHECK(bytes.size() == 2 * chunk_bytes + 10);
   CHECK(bytes[0] == std::byte{3} && bytes[chunk_bytes] == std::byte{4});
   CHECK(bytes[2 * chunk_bytes] == std::byte{1});
@@ -89,9 +91,12 @@ TEST(a_mapping_lays_chunks_side_by_side_and_never_changes_the_pool) {
 
 TEST(a_mapping_of_wrong_chunks_is_refused) {
   stoker::Pool pool(2 * chunk_bytes);
-  THROWN(std::invalid_argument(""), stoker::Mapping(pool.fd(), {0, 2}, 2 * chunk_bytes));
-  THROWN(std::invalid_argument(""), stoker::Mapping(pool.fd(), {0}, 2 * chunk_bytes));
-  THROWN(std::invalid_argument(""), stoker::Mapping(pool.fd(), {}, ~std::size_t{0}));
-  CHECK(THROWN(stoker::SystemError(0, ""), stoker::Mapping(-1, {0}, 1)).code == EBADF);
-  CHECK(stoker::Mapping(pool.fd(), {}, 0).bytes().empty());
+  stoker::Mapping two(2 * chunk_bytes);
+  THROWN(std::invalid_argument(""), two.map(pool.fd(), {0, 2}));
+  THROWN(std::invalid_argument(""), two.map(pool.fd(), {0}));
+  CHECK(THROWN(stoker::SystemError(0, ""), two.map(-1, {0, 1})).code == EBADF);
+  CHECK(THROWN(stoker::SystemError(0, ""), stoker::Mapping(~std::size_t{0})).code == ENOMEM);
+  stoker::Mapping nothing(0);
+  nothing.map(pool.fd(), {});
+  CHECK(nothing.bytes().empty());
 }

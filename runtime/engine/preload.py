@@ -28,11 +28,22 @@ def _rehearse(failures: list[BaseException]) -> None:
         from stoker.runtime.engine import skeleton, tokenizer
 
         skeleton.common_architectures()
+        _configure_server()
         _generate_once()
         _embed_once()
         tokenizer.rehearse()
     except BaseException as error:  # noqa: BLE001 (it is raised again in the main thread)
         failures.append(error)
+
+
+def _configure_server() -> None:
+    from stoker.runtime.worker import server_config
+
+    class App:
+        async def __call__(self, *_: object) -> None:
+            """Never called: loading it imports what serving needs."""
+
+    server_config(App()).load()
 
 
 def _generate_once() -> None:
@@ -55,6 +66,7 @@ def _generate_once() -> None:
     )
     model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
     engine = TransformersEngine(model, end_tokens=[0], context_tokens=128, concurrency=2)
+    engine.start()
 
     async def generate() -> None:
         params = SamplingParams(max_tokens=3, temperature=1.0, top_p=0.9)

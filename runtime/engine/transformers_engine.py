@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import mmap
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -35,6 +37,10 @@ from stoker.runtime.engine.sampling import SamplingProcessor
 PAGE_TOKENS = 64
 BATCH_TOKENS_MAXIMUM = 512
 """Prompt tokens in one forward pass; a longer prompt is split, and others decode in between."""
+FIRST_BATCH_TOKENS_MAXIMUM = 2048
+"""The same while the weights arrive: a pass takes as long as they do, however much it computes."""
+REHEARSED_PROMPT = [0] * (PAGE_TOKENS // 2)
+"""Shorter than a page: whole pages are kept for prompts that begin alike."""
 CACHE_TOKENS_MAXIMUM = 16_384
 """Tokens cached for all requests together, unless one alone may be longer. When they do not fit
 at once, the engine sets some aside and computes them again."""
@@ -43,7 +49,8 @@ at once, the engine sets some aside and computes them again."""
 class TransformersEngine:
     """Generates with `model` (on its device, in its dtype) for up to `concurrency` at a time.
 
-    `on_lost` is called on the event loop if the engine's thread dies: it then serves no more.
+    It is made without a thread and without a look at the weights, so that it may be made ahead of
+    them, in a process that forks the one that calls `start`.
     """
 
     def __init__(
@@ -53,11 +60,10 @@ class TransformersEngine:
         end_tokens: Sequence[int],
         context_tokens: int,
         concurrency: int,
-        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self.context_tokens = context_tokens
         self._end_tokens = list(end_tokens)
-        self._on_lost = on_lost
+        self._on_lost: Callable[[], None] = lambda: None
         self._names = itertools.count()
         cached = max(context_tokens, min(CACHE_TOKENS_MAXIMUM, concurrency * context_tokens))
         try:
@@ -66,7 +72,7 @@ class TransformersEngine:
                 continuous_batching_config=ContinuousBatchingConfig(
                     page_size=PAGE_TOKENS,
                     num_blocks=-(-cached // PAGE_TOKENS) + 1,
-                    max_batch_tokens=BATCH_TOKENS_MAXIMUM,
+                    max_batch_tokens=FIRST_BATCH_TOKENS_MAXIMUM,
                     max_requests_per_batch=concurrency,
                     max_blocks_per_request=0,
                     use_async_batching=False,
@@ -77,15 +83,45 @@ class TransformersEngine:
             )
             processors.tensors_required = 1
             self._manager.logit_processor = processors
-            with _LazyHugePages():
+            with _LazyMemory():
                 # Nothing to warm up without compilation: it only allocates the cache, here.
                 self._manager.warmup()
-            self._manager.start()
+            # As new as it is, the thread's first act would be to clear all of it.
+            self._manager.batch_processor.reset = lambda: None
         except (ValueError, MemoryError, RuntimeError) as error:
             raise StartFailed(
                 f"Expected a model and sizes that continuous batching supports, found: {error}.",
                 "Deploy another model, or one with a smaller stoker/max-context.",
             ) from error
+
+    def start(
+        self, on_lost: Callable[[], None] = lambda: None, arrived: Future[float] | None = None
+    ) -> None:
+        """Starts the thread, unless `rehearse` has. Call it before any request.
+
+        `on_lost` is called on the event loop if the thread dies: it then serves no more.
+        `arrived` is done when the weights are there, if they are not yet.
+        """
+        self._on_lost = on_lost
+        if arrived is None:
+            self._limit_batches()
+        else:
+            arrived.add_done_callback(self._limit_batches)
+        if not self._manager.is_running():
+            self._manager.start()
+
+    def rehearse(self) -> None:
+        """Generates a few tokens of whatever the weights are now, in this process's threads."""
+        self.start()
+
+        async def generate() -> None:
+            async for _ in self.submit(REHEARSED_PROMPT, SamplingParams(max_tokens=3)):
+                pass
+
+        asyncio.run(generate())
+
+    def _limit_batches(self, *_: object) -> None:
+        self._manager.batch_processor.max_batch_tokens = BATCH_TOKENS_MAXIMUM
 
     def submit(self, tokens: Sequence[int], params: SamplingParams) -> TransformersStream:
         limit = min(params.max_tokens, tokens_left(len(tokens), self.context_tokens))
@@ -186,14 +222,20 @@ class TransformersStream:
             self._tokens.put_nowait(None)
 
 
-class _LazyHugePages(TorchFunctionMode):
-    """Large zeros and empties become mappings that take memory when first used.
+class _LazyMemory(TorchFunctionMode):
+    """Large zeros and empties become mappings that take memory where they are first used.
 
-    torch fills a zeroed tensor at once: 16,000 tokens of cache cost a cold start 0.5 s in page
-    faults, and keep memory that few requests ever need.
+    torch fills a zeroed tensor at once, and transformers its attention masks although it fills
+    the part of them that a pass reads before each pass: 16,000 tokens of cache cost a cold start
+    0.5 s in page faults, and keep memory that few requests ever need. The pages are small, since
+    a first prompt touches a little of each layer's cache.
     """
 
-    _LARGE_BYTES = 4 << 20
+    _LARGE_BYTES = 1 << 20
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._mapped: set[int] = set()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -203,13 +245,15 @@ class _LazyHugePages(TorchFunctionMode):
             shape = kwargs["size"] if "size" in kwargs else args[0] if len(args) == 1 else args
             shape = (shape,) if isinstance(shape, int) else tuple(shape)
             dtype = kwargs.get("dtype") or torch.get_default_dtype()
-            elements = 1
-            for size in shape:
-                elements *= size
-            if elements * dtype.itemsize >= self._LARGE_BYTES:
-                memory = mmap.mmap(-1, elements * dtype.itemsize)
-                memory.madvise(mmap.MADV_HUGEPAGE)
-                return torch.frombuffer(memory, dtype=dtype).view(shape)
+            byte_count = math.prod(shape) * dtype.itemsize
+            if byte_count >= self._LARGE_BYTES:
+                memory = mmap.mmap(-1, byte_count, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                memory.madvise(mmap.MADV_NOHUGEPAGE)
+                tensor = torch.frombuffer(memory, dtype=dtype).view(shape)
+                self._mapped.add(tensor.data_ptr())
+                return tensor
+        if func == torch.Tensor.fill_ and args[0].data_ptr() in self._mapped:
+            return args[0]
         return func(*args, **kwargs)
 
 

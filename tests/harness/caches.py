@@ -52,5 +52,6 @@ def loaded(cache: CheckpointCache, uri: str) -> tuple[CheckpointRef, Residency]:
 
 def bytes_of(cache: CheckpointCache, residency: Residency) -> bytes:
     pool = cache._context.pool
-    mapping = Mapping(pool.reader_fd, residency.chunks, residency.byte_count)
+    mapping = Mapping(residency.byte_count)
+    mapping.map(pool.reader_fd, residency.chunks)
     return bytes(memoryview(mapping))

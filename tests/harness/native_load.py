@@ -33,4 +33,6 @@ class Bench:
         ]
 
     def mapped(self) -> bytes:
-        return bytes(memoryview(Mapping(self.pool.fd, self.chunks, TOTAL_BYTES)))
+        mapping = Mapping(TOTAL_BYTES)
+        mapping.map(self.pool.fd, self.chunks)
+        return bytes(memoryview(mapping))

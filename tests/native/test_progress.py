@@ -50,7 +50,9 @@ progress_fd, pool_fd, total = map(int, sys.argv[1:])
 progress = Progress.open(progress_fd)
 print("waiting", progress.total_bytes, flush=True)
 reached = progress.wait(total, 60)
-print(reached, progress.fetch_seconds, bytes(memoryview(Mapping(pool_fd, [1, 0], total))[:4]))
+mapping = Mapping(total)
+mapping.map(pool_fd, [1, 0])
+print(reached, progress.fetch_seconds, bytes(memoryview(mapping)[:4]))
 try:
     progress.wait(0, 0)
 finally:

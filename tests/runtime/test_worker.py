@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from harness.workers import TOKEN, WorkerProcess, ZygoteProcess, resident, worke
 from stoker.native import Pool
 from stoker.placement.errors import ChunkCorrupt
 from stoker.placement.records import FunctionRecord, Scaling
+from stoker.runtime.zygote import IDLE_SECONDS
 
 CHAT = FunctionRecord("chat", "ns", "image", task="chat", scaling=Scaling(concurrency=2))
 CUSTOM = FunctionRecord(
@@ -75,6 +77,30 @@ def test_a_chat_waits_for_the_weights_and_then_equals_plain_generate(
     assert [warm_stages[stage] for stage in ("fetch", "load", "init")] == [0.0, 0.0, 0.0]
     assert warm_stages["prefill"] > 0.0
     pool.release(checkpoint.start.chunks)
+
+
+def test_the_next_start_is_made_from_a_template_and_answers_alike(
+    zygote: ZygoteProcess, pool: Pool, llama_folder: Path, tmp_path: Path
+) -> None:
+    function = replace(CHAT, max_context=128)
+    answers, templates = [], []
+    deadline = time.monotonic() + 60
+    while templates[-3:] != [True] * 3 and time.monotonic() < deadline:
+        # Chunks at other places each time: a template knows none of them.
+        checkpoint = resident(llama_folder, pool, tmp_path)
+        with worker(zygote, function, tmp_path / str(len(answers)), checkpoint=checkpoint) as made:
+            checkpoint.read()
+            answers.append(made.call("/v1/chat/completions", BODY)[1])
+            templates.append(made.status().from_template)
+        if not templates[-1]:
+            time.sleep(IDLE_SECONDS + 1)
+        hold = pool.allocate(1)
+        pool.release(checkpoint.start.chunks)
+        pool.release(hold)
+    assert not templates[0]
+    assert templates[-3:] == [True] * 3
+    texts = {json.loads(answer)["choices"][0]["message"]["content"] for answer in answers}
+    assert len(texts) == 1
 
 
 def test_a_failed_load_answers_every_request_with_its_error(

@@ -18,9 +18,11 @@ from stoker.runtime.engine.transformers_engine import TransformersEngine
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     made: Engine = EchoEngine(context_tokens=64)
     if request.param == "transformers":
-        made = TransformersEngine(
+        transformers = TransformersEngine(
             tiny_model.llama(), end_tokens=[], context_tokens=64, concurrency=4
         )
+        transformers.start()
+        made = transformers
     yield made
     made.close()
 

@@ -27,6 +27,7 @@ def model() -> LlamaForCausalLM:
 @pytest.fixture
 def engine(model: LlamaForCausalLM) -> Iterator[TransformersEngine]:
     made = TransformersEngine(model, end_tokens=[tiny_model.END], context_tokens=256, concurrency=4)
+    made.start()
     yield made
     made.close()
 
@@ -127,6 +128,7 @@ def test_the_end_token_stops_and_is_not_part_of_the_answer(model: LlamaForCausal
     tokens = _generate(tiny_model.llama(), PROMPTS[0], 8)
     end = tokens[4]
     engine = TransformersEngine(model, end_tokens=[end], context_tokens=64, concurrency=2)
+    engine.start()
 
     async def scenario() -> None:
         stream = engine.submit(PROMPTS[0], SamplingParams(max_tokens=20))
@@ -141,9 +143,8 @@ def test_an_engine_that_breaks_fails_its_requests_and_tells_its_owner(
     model: LlamaForCausalLM,
 ) -> None:
     lost: list[bool] = []
-    engine = TransformersEngine(
-        model, end_tokens=[], context_tokens=64, concurrency=2, on_lost=lambda: lost.append(True)
-    )
+    engine = TransformersEngine(model, end_tokens=[], context_tokens=64, concurrency=2)
+    engine.start(lambda: lost.append(True))
 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("out of luck")
@@ -174,6 +175,7 @@ def test_smollm2_answers_greedily_as_plain_generate_does() -> None:
         torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0
     )[0, len(prompt) :].tolist()
     engine = TransformersEngine(real, end_tokens=[2], context_tokens=128, concurrency=2)
+    engine.start()
 
     found = asyncio.run(_tokens(engine, prompt, SamplingParams(max_tokens=12)))
 

@@ -1,0 +1,155 @@
+"""A model function made whole but for its weights: what a zygote keeps between two starts.
+
+Tokenizer, model and engine refer to address space that holds nothing yet. A fork of the process
+that made them maps the weights there and has a function, whatever its size:
+
+template   codec · skeleton · engine   |.......................|   reserved, reads as zeros
+instance   codec · skeleton · engine   |chunk 7|chunk 2|chunk 9|   the pool's pages
+
+Nothing of a request or a secret is in it: it is made of the checkpoint and `Settings` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers.modeling_utils import PreTrainedModel
+
+from stoker.native import Mapping, Progress
+from stoker.placement.records import FunctionRecord, Task
+from stoker.runtime.checkpoint.tensors import tensor_views
+from stoker.runtime.engine import weights
+from stoker.runtime.engine.arrival import Arrival
+from stoker.runtime.engine.embedder import Embedder, read_pooling
+from stoker.runtime.engine.skeleton import attach, build_skeleton
+from stoker.runtime.engine.tokenizer import TextCodec, load_codec, read_json
+from stoker.runtime.engine.transformers_engine import TransformersEngine
+from stoker.runtime.handlers.http import Handler
+from stoker.runtime.handlers.model import EmbeddingHandler, GenerationHandler
+from stoker.runtime.worker_start import CheckpointStart
+
+CONTEXT_TOKENS_DEFAULT = 8192
+"""The context of a function that names none, if its model has as much."""
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateKey:
+    """All that a template is made of: functions that agree in it share one."""
+
+    digest: str
+    task: Task
+    dtype: str
+    max_context: int | None
+    concurrency: int
+
+
+def template_key(function: FunctionRecord, digest: str) -> TemplateKey:
+    return TemplateKey(
+        digest,
+        function.task,
+        function.dtype,
+        function.max_context,
+        function.scaling.concurrency,
+    )
+
+
+class ModelTemplate:
+    """Made in a zygote and started in its forks, or made and started in one process.
+
+    Raises StartFailed for a checkpoint that has no such model or no such weights.
+    """
+
+    def __init__(self, key: TemplateKey, checkpoint: CheckpointStart) -> None:
+        self._key = key
+        self._files_dir = Path(checkpoint.files_dir)
+        self._codec = load_codec(self._files_dir)
+        self._codec.rehearse()
+        self._skeleton = build_skeleton(self._files_dir, bare=key.task == "embed")
+        self._places = weights.read_layout(Path(checkpoint.layout_path))
+        self._dtype = weights.dtype_of(key.dtype)
+        self._mapping = Mapping(checkpoint.byte_count)
+        # Casts and copies need the bytes, and can only be made when they are there.
+        self._needs_bytes = weights.is_read_when_attached(self._places, self._dtype)
+        self._runner = None if self._needs_bytes else self._make_runner()
+
+    def start(
+        self,
+        pool_descriptor: int,
+        chunks: tuple[int, ...],
+        progress: Progress | None,
+        on_lost: Callable[[], None],
+    ) -> tuple[Handler, Arrival | None]:
+        """The function's handler around the weights in these chunks of the pool; call it once.
+
+        With `progress`, they may still be on their way: a forward pass waits for what it needs
+        of them. `on_lost` is called on the event loop when the engine has died.
+        """
+        self._mapping.map(pool_descriptor, chunks)
+        memory = self._memory()
+        arrival = None if progress is None else Arrival(progress, memory.data_ptr())
+        if arrival is not None and self._needs_bytes:
+            arrival.ended.result()
+        self._runner = runner = self._runner or self._make_runner()
+        if arrival is not None:
+            arrival.guard(self._skeleton.model)
+        if isinstance(runner, Embedder):
+            return EmbeddingHandler(runner, self._codec), arrival
+        runner.start(on_lost, None if arrival is None else arrival.ended)
+        return GenerationHandler(runner, self._codec, self._key.task), arrival
+
+    def rehearse(self) -> None:
+        """Runs the model once over weights that read as zeros, with this process's threads.
+
+        The process may not fork afterwards.
+        """
+        if isinstance(self._runner, Embedder):
+            self._runner.embed([[0, 0, 0]])
+        elif self._runner is not None:
+            self._runner.rehearse()
+
+    def close(self) -> None:
+        """Ends the engine's thread, without which a process does not end by itself."""
+        if isinstance(self._runner, TransformersEngine):
+            self._runner.close()
+
+    def _memory(self) -> torch.Tensor:
+        if len(self._mapping) == 0:
+            return torch.empty(0, dtype=torch.uint8)
+        return torch.frombuffer(self._mapping, dtype=torch.uint8)
+
+    def _make_runner(self) -> Embedder | TransformersEngine:
+        views = tensor_views(self._memory(), self._places)
+        model = attach(self._skeleton, views, self._dtype)
+        context_tokens = self._context_tokens(model)
+        if self._key.task == "embed":
+            return Embedder(model, read_pooling(self._files_dir), context_tokens)
+        return TransformersEngine(
+            model,
+            end_tokens=end_tokens(self._files_dir, self._codec),
+            context_tokens=context_tokens,
+            concurrency=self._key.concurrency,
+        )
+
+    def _context_tokens(self, model: PreTrainedModel) -> int:
+        context_tokens = min(
+            self._key.max_context or CONTEXT_TOKENS_DEFAULT,
+            getattr(model.config, "max_position_embeddings", CONTEXT_TOKENS_DEFAULT),
+        )
+        if self._key.task == "embed":
+            settings = read_json(self._files_dir / "sentence_bert_config.json")
+            context_tokens = min(context_tokens, settings.get("max_seq_length") or context_tokens)
+        return context_tokens
+
+
+def end_tokens(files_dir: Path, codec: TextCodec) -> list[int]:
+    """Every token that ends an answer, by the model's, generation's and tokenizer's settings."""
+    found: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        value = read_json(files_dir / name).get("eos_token_id")
+        found.update(value if isinstance(value, list) else [value] if value is not None else [])
+    if codec.end_token is not None:
+        found.add(codec.end_token)
+    return sorted(found)
