@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -43,7 +43,7 @@ def stoker_pool(target: str) -> Callable[[], Tensors]:
 
     def load() -> Tensors:
         read(pool, chunks, target, file_bytes)
-        return _views(ChunkMapping(pool.reader_fd, chunks, file_bytes), file_bytes)
+        return _views(_mapped(pool.reader_fd, chunks, file_bytes), file_bytes)
 
     return load
 
@@ -59,7 +59,7 @@ def stoker_attach(target: str) -> Callable[[], Tensors]:
 
     def load() -> Tensors:
         assert holder.poll() is None
-        mapping = ChunkMapping(pool_fd, held["chunks"], held["byte_count"])
+        mapping = _mapped(pool_fd, held["chunks"], held["byte_count"])
         return _views(mapping, held["byte_count"])
 
     return load
@@ -88,7 +88,7 @@ def stoker_s3(target: str) -> Callable[[], Tensors]:
             MARKS[f"{name}_seconds"], MARKS[f"{name}_bytes"] = time.perf_counter() - begun, end
         residency.wait(LOAD_SECONDS_MAXIMUM)
         held.append(residency)
-        mapping = ChunkMapping(pool.reader_fd, residency.chunks, residency.byte_count)
+        mapping = _mapped(pool.reader_fd, residency.chunks, residency.byte_count)
         return _views(mapping, residency.byte_count)
 
     return load
@@ -98,6 +98,12 @@ def _first_layer(residency: Residency) -> int:
     """Where the first layer and all that lies before it end."""
     tensors = json.loads(residency.layout_path.read_bytes())["tensors"]
     return max(offset + size for name, _, _, offset, size in tensors if ".layers.0." in name)
+
+
+def _mapped(pool_fd: int, chunks: Sequence[int], byte_count: int) -> ChunkMapping:
+    mapping = ChunkMapping(byte_count)
+    mapping.map(pool_fd, chunks)
+    return mapping
 
 
 def _views(mapping: ChunkMapping, file_bytes: int) -> Tensors:
