@@ -21,6 +21,7 @@ from stoker.gateway.json_body import json_object
 from stoker.placement.errors import BadJson, BadSpec, PayloadTooLarge
 from stoker.placement.function_code import HandlerKind, entry_file, kind_of_code
 from stoker.placement.records import ImageRecord, encode
+from stoker.placement.requirements import REQUIREMENTS_NAME, read_requirements
 from stoker.placement.store import Change, Entry
 
 CONFIG_NAME = "com.openfaas.docker.config"
@@ -80,6 +81,8 @@ def build_files(image: str, files: Mapping[str, bytes]) -> Build:
 def _build(image: str, files: dict[str, _File]) -> Build:
     kind = kind_of_code(files.__contains__)
     _check_entry(kind, files)
+    if requirements := files.get(REQUIREMENTS_NAME):
+        read_requirements(requirements.content)
     archive = _packed(files)
     if len(archive) > ARCHIVE_BYTES_MAXIMUM:
         raise PayloadTooLarge(

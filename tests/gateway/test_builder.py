@@ -155,6 +155,13 @@ def test_a_file_of_any_kind_must_be_python() -> None:
         build(context(("context/main.py", b"def (:")))
 
 
+def test_requirements_that_no_node_would_take_are_refused_with_their_line() -> None:
+    handler = ("context/function/handler.py", HANDLER)
+    build(context(handler, ("context/function/requirements.txt", b"# none\nflask>=3\n")))
+    with pytest.raises(BadSpec, match=r"in line 2 of requirements.txt, found '-r other.txt'"):
+        build(context(handler, ("context/function/requirements.txt", b"flask\n-r other.txt")))
+
+
 def test_a_program_stays_executable() -> None:
     made = build(context(("context/run", b"#!/bin/sh"), mode=0o755))
     with tarfile.open(fileobj=io.BytesIO(made.archive), mode="r:gz") as opened:
