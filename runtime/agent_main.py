@@ -29,12 +29,15 @@ from stoker.runtime.checkpoint.settings import CheckpointSettings
 from stoker.runtime.checkpoint.source import prepare_s3
 from stoker.runtime.checkpoint.tiers import CheckpointCache
 from stoker.runtime.code_cache import CodeCache
+from stoker.runtime.environments import Environment, Environments
 from stoker.runtime.function_logs import FunctionLogs
 from stoker.runtime.node import Node
 from stoker.runtime.peers import PeerDirectory
 from stoker.runtime.settings import Settings
 from stoker.runtime.spare_sockets import SpareSockets, address_of, listen
-from stoker.runtime.zygote_client import ZygoteClient
+from stoker.runtime.worker_start import ZygoteStart
+from stoker.runtime.zygote_client import ZygoteClient, program
+from stoker.runtime.zygotes import Zygotes
 
 OPENING_THREADS = 8
 
@@ -108,8 +111,10 @@ async def _serve(
         cluster_token=settings.cluster_token,
     )
     zygote = ZygoteClient(
-        settings.run_dir, os.environ, on_change=lambda: agent.announce() if agent else None
+        program(settings.run_dir, os.environ),
+        on_change=lambda: agent.announce() if agent else None,
     )
+    zygotes = _zygotes(settings, zygote)
     agent = Agent(
         _record(settings, address_of(listening), pool),
         store,
@@ -125,7 +130,7 @@ async def _serve(
         node = Node(
             open_checkpoint=await asyncio.to_thread(_opener, cache, settings.node_id, store),
             open_code=CodeCache(settings.code_dir, store).open,
-            fork=zygote.start,
+            zygote_for=zygotes.lease,
             announcer=announcements,
             on_serving=agent.note_init_seconds,
             logs=logs,
@@ -141,7 +146,7 @@ async def _serve(
             application(settings.cluster_token, cache.resolve, logs, agent.health, cache.lend)
         )
         serving = asyncio.ensure_future(server.serve(sockets=[listening]))
-        forking = asyncio.ensure_future(zygote.run())
+        forking = asyncio.ensure_future(zygotes.run())
         _log.info("agent_started", node_id=settings.node_id, address=address_of(listening))
         try:
             await agent.run(node, stop)
@@ -162,6 +167,17 @@ def _record(settings: Settings, address: str, pool: Pool) -> NodeRecord:
         ssd_bytes=settings.ssd_bytes,
         instances_maximum=settings.instances_maximum,
     )
+
+
+def _zygotes(settings: Settings, own: ZygoteClient) -> Zygotes:
+    """The zygotes of this node: `own`, and a fork of it in each environment that functions need."""
+    environments = Environments(settings.environments_dir, os.environ, own.imported)
+
+    def zygote_of(wanted: Environment) -> ZygoteClient:
+        start = ZygoteStart(f"environment-{wanted.digest[:12]}", str(wanted.folder))
+        return ZygoteClient(lambda control: own.start(start, [control]))
+
+    return Zygotes(own, environments, zygote_of)
 
 
 def _opener(

@@ -1,6 +1,7 @@
 """One instance, from its assignment to its end: where code, checkpoint and process meet.
 
-1. Archive and checkpoint are opened side by side; the checkpoint's bytes flow on behind.
+1. Archive and checkpoint are opened side by side; the checkpoint's bytes flow on behind. Code
+   that asks for packages gets an environment with them, and the zygote of that.
 2. The zygote forks a worker at once with the listening socket; the agent closes its own copy, so
    that a dead worker's address refuses whoever waits there.
 3. The first of these decides what comes next: a line of the worker's status pipe, the worker's
@@ -31,7 +32,7 @@ from stoker.placement.records import (
     encode,
 )
 from stoker.runtime.function_logs import LineSplitter
-from stoker.runtime.node import Node, OpenCheckpoint, Worker
+from stoker.runtime.node import Node, OpenCheckpoint, Worker, Zygote
 from stoker.runtime.worker_start import CheckpointStart, WorkerStart, WorkerStatus, decode_status
 
 STARTUP_SECONDS_MAXIMUM = 600.0
@@ -133,13 +134,14 @@ class Instance:
             code_dir = await loop.run_in_executor(
                 node.threads, node.open_code, function.code_digest
             )
-        if self._opening is not None:
-            # A thread cannot be cancelled: `_release` closes what it opens too late.
-            self._checkpoint = await asyncio.shield(self._opening)
-            self._open_seconds = self._age()
-        await self._fork(function, code_dir)
+        async with node.zygote_for(code_dir, self._write_log) as zygote:
+            if self._opening is not None:
+                # A thread cannot be cancelled: `_release` closes what it opens too late.
+                self._checkpoint = await asyncio.shield(self._opening)
+                self._open_seconds = self._age()
+            await self._fork(zygote, function, code_dir)
 
-    async def _fork(self, function: FunctionRecord, code_dir: Path | None) -> None:
+    async def _fork(self, zygote: Zygote, function: FunctionRecord, code_dir: Path | None) -> None:
         checkpoint = self._checkpoint
         start = WorkerStart(
             instance_id=self.record.instance_id,
@@ -168,7 +170,7 @@ class Instance:
         if checkpoint is not None:
             shared += [self._node.pool_descriptor, checkpoint.progress.fd]
         try:
-            self._worker = await self._node.fork(start, shared)
+            self._worker = await zygote.start(start, shared)
         finally:
             os.close(log_end)
             os.close(status_end)

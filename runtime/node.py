@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -52,6 +53,12 @@ class Worker(Protocol):
     def signal(self, number: signal.Signals) -> None: ...
 
 
+class Zygote(Protocol):
+    async def start(self, start: WorkerStart, descriptors: Sequence[int]) -> Worker:
+        """Forks a worker that inherits the descriptors; StokerError when it cannot."""
+        ...
+
+
 class Announcer(Protocol):
     """`put` returns at once; `settled` waits until the store has what was put."""
 
@@ -65,12 +72,15 @@ class Node:
     """What an instance needs of its node.
 
     `open_checkpoint` and `open_code` block and are run in `threads`; waiting for a load to end
-    takes a thread of `waiting_threads`. `on_serving` is told a worker's init seconds.
+    takes a thread of `waiting_threads`. `zygote_for` gives what forks workers for the code in a
+    folder, and writes to the function's log meanwhile. `on_serving` is told the init seconds.
     """
 
     open_checkpoint: Callable[[CheckpointRef], OpenCheckpoint]
     open_code: Callable[[str], Path]
-    fork: Callable[[WorkerStart, Sequence[int]], Awaitable[Worker]]
+    zygote_for: Callable[
+        [Path | None, Callable[[list[str]], None]], AbstractAsyncContextManager[Zygote]
+    ]
     announcer: Announcer
     on_serving: Callable[[float], None]
     logs: FunctionLogs

@@ -19,7 +19,12 @@ import torch
 
 from stoker.runtime import worker
 from stoker.runtime.template import ModelTemplate, TemplateKey
-from stoker.runtime.worker_start import DESCRIPTORS_MAXIMUM, MESSAGE_BYTES_MAXIMUM, decode_start
+from stoker.runtime.worker_start import (
+    DESCRIPTORS_MAXIMUM,
+    MESSAGE_BYTES_MAXIMUM,
+    WorkerStart,
+    decode_start,
+)
 
 PARKED_MAXIMUM = 4
 
@@ -120,4 +125,6 @@ def _wait_and_run(
     control.close()
     if not message:
         return 0
-    return worker.run(decode_start(message), descriptors, template)
+    start = decode_start(message)
+    assert isinstance(start, WorkerStart)  # its zygote has looked
+    return worker.run(start, descriptors, template)

@@ -51,6 +51,10 @@ class Settings:
         return self.state_dir / "code"
 
     @property
+    def environments_dir(self) -> Path:
+        return self.state_dir / "environments"
+
+    @property
     def function_logs_dir(self) -> Path:
         return self.state_dir / "logs" / "functions"
 

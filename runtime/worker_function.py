@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from stoker.native import Progress
-from stoker.placement.errors import StartFailed
+from stoker.placement.errors import StartFailed, StokerError
 from stoker.placement.function_code import kind_of_code, stated_kind
 from stoker.runtime.handlers import functions_framework, knative
 from stoker.runtime.handlers.code import listing
@@ -32,6 +32,8 @@ def build(
     their way: a forward pass waits for what it needs of them. `on_lost` is called on the event
     loop when the engine has died.
     """
+    if start.failure is not None:
+        raise StokerError.from_wire(start.failure)
     if start.checkpoint is None or start.function.task == "custom":
         made = _custom(start)
         return replace(made, handler=guarded(made.handler), at=time.monotonic())

@@ -1,7 +1,7 @@
 """What the agent tells the zygote to start, and what comes back.
 
-One message on the SOCK_SEQPACKET socket starts one worker: `encode_start(start)` with the file
-descriptors of `WorkerStart.descriptor_names` as SCM_RIGHTS, in that order. The zygote answers
+One message on the SOCK_SEQPACKET socket starts one worker, or another zygote: `encode_start(start)`
+with the file descriptors of its `descriptor_names` as SCM_RIGHTS, in that order. The zygote answers
 with `ZygoteEvent` messages; the worker itself writes `WorkerStatus` lines to its status pipe.
 """
 
@@ -54,7 +54,10 @@ class CheckpointStart:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStart:
-    """One worker to start. `started_at` is time.monotonic() when the agent saw the assignment."""
+    """One worker to start. `started_at` is time.monotonic() when the agent saw the assignment.
+
+    With a `failure` (wire form) it is to serve nothing, but to tell that to whoever waits for it.
+    """
 
     instance_id: str
     function: FunctionRecord
@@ -64,6 +67,7 @@ class WorkerStart:
     started_at: float
     code_dir: str | None = None
     checkpoint: CheckpointStart | None = None
+    failure: Mapping[str, Any] | None = None
 
     @property
     def descriptor_names(self) -> tuple[str, ...]:
@@ -74,14 +78,30 @@ class WorkerStart:
 
 
 @dataclass(frozen=True, slots=True)
+class ZygoteStart:
+    """A fork that becomes a zygote itself, in an environment; `control` is its socket."""
+
+    instance_id: str
+    environment_dir: str
+
+    @property
+    def descriptor_names(self) -> tuple[str, ...]:
+        return ("control",)
+
+
+@dataclass(frozen=True, slots=True)
 class ZygoteEvent:
-    """`status` is what os.waitstatus_to_exitcode gives: the exit code, or minus the signal."""
+    """`status` is what os.waitstatus_to_exitcode gives: the exit code, or minus the signal.
+
+    `modules` are the top-level ones that a zygote has imported when it is ready.
+    """
 
     event: Literal["ready", "forked", "exited", "refused"]
     instance_id: str = ""
     pid: int = 0
     status: int = 0
     error: Mapping[str, Any] | None = None
+    modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,27 +117,29 @@ class WorkerStatus:
     error: Mapping[str, Any] | None = None
 
 
-def encode_start(start: WorkerStart) -> bytes:
+def encode_start(start: WorkerStart | ZygoteStart) -> bytes:
     """The message that starts `start`; BadRequest when it is too long for one packet."""
-    message = orjson.dumps({"op": "start", "start": orjson.loads(encode(start))})
+    op = "start" if isinstance(start, WorkerStart) else "zygote"
+    message = orjson.dumps({"op": op, "start": orjson.loads(encode(start))})
     if len(message) > MESSAGE_BYTES_MAXIMUM:
         raise BadRequest(
             f"Expected a start message of at most {MESSAGE_BYTES_MAXIMUM} bytes, "
-            f"found {len(message)} bytes for {start.function.key}.",
+            f"found {len(message)} bytes for {start.instance_id}.",
             "Shorten the function's environment and annotations.",
         )
     return message
 
 
-def decode_start(message: bytes) -> WorkerStart:
+def decode_start(message: bytes) -> WorkerStart | ZygoteStart:
     """The start in `message`; BadRequest when it holds none."""
     try:
         fields = orjson.loads(message)
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"Expected a start message as JSON, found: {error}.") from error
-    if not isinstance(fields, dict) or fields.get("op") != "start":
-        raise BadRequest(f"Expected a message with op start, found {message[:80]!r}.")
-    return decode(WorkerStart, orjson.dumps(fields.get("start")))
+    if not isinstance(fields, dict) or fields.get("op") not in ("start", "zygote"):
+        raise BadRequest(f"Expected a message with op start or zygote, found {message[:80]!r}.")
+    start = orjson.dumps(fields.get("start"))
+    return decode(WorkerStart, start) if fields["op"] == "start" else decode(ZygoteStart, start)
 
 
 def encode_event(event: ZygoteEvent | WorkerStatus) -> bytes:

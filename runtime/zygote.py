@@ -3,7 +3,8 @@
 `python -m stoker.runtime.zygote FD` serves the SOCK_SEQPACKET socket FD (see worker_start.py)
 until it closes. It has one thread, opens no other socket and never touches a device, so that a
 fork of it is sound. When it has had nothing to do for a while it makes the templates of its last
-starts, so that the next instance of each is a fork and a mapping.
+starts, so that the next instance of each is a fork and a mapping. Another zygote, for functions in
+an environment, is a fork of it too: it shares the memory of all that is imported.
 """
 
 from __future__ import annotations
@@ -14,20 +15,23 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import structlog
 
 from stoker.placement.errors import BadRequest, StartFailed, StokerError
 from stoker.runtime import worker
 from stoker.runtime.engine.preload import preload
-from stoker.runtime.template import ModelTemplate
+from stoker.runtime.environment_entry import enter
 from stoker.runtime.templates import Templates, freeze
 from stoker.runtime.worker_start import (
     DESCRIPTORS_MAXIMUM,
     MESSAGE_BYTES_MAXIMUM,
     WorkerStart,
     ZygoteEvent,
+    ZygoteStart,
     decode_start,
     encode_event,
 )
@@ -55,7 +59,8 @@ class Zygote:
         """Serves until the socket closes."""
         signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self._send(ZygoteEvent("ready"))
+        modules = {name.partition(".")[0] for name in sys.modules}
+        self._send(ZygoteEvent("ready", modules=tuple(sorted(modules))))
         while True:
             events = self._selector.select(IDLE_SECONDS if self._templates.has_work else None)
             if not events and self._templates.has_work:
@@ -100,24 +105,28 @@ class Zygote:
                 os.close(descriptor)
         return True
 
-    def _begin(self, start: WorkerStart, message: bytes, descriptors: Sequence[int]) -> None:
-        pid = self._templates.hand_over(start, message, descriptors)
-        template = self._templates.take(start)
-        if pid is None:
-            pid = self._fork(start, descriptors, template)
+    def _begin(
+        self, start: WorkerStart | ZygoteStart, message: bytes, descriptors: Sequence[int]
+    ) -> None:
+        if isinstance(start, ZygoteStart):
+            folder = Path(start.environment_dir)
+            pid = self._fork(lambda: _serve_in(folder, descriptors[0]))
+        else:
+            handed = self._templates.hand_over(start, message, descriptors)
+            template = self._templates.take(start)
+            pid = handed or self._fork(lambda: worker.run(start, descriptors, template))
         self._instances[pid] = start.instance_id
         self._send(ZygoteEvent("forked", start.instance_id, pid))
 
-    def _fork(
-        self, start: WorkerStart, descriptors: Sequence[int], template: ModelTemplate | None
-    ) -> int:
+    def _fork(self, become: Callable[[], int]) -> int:
+        """The child's process id; the child is what `become` does, and its exit code."""
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
                 self._leave()
-                code = worker.run(start, descriptors, template) if os.getppid() == parent else 0
+                code = become() if os.getppid() == parent else 0
             finally:
                 os._exit(code)
         return pid
@@ -146,6 +155,18 @@ class Zygote:
         except (BrokenPipeError, ConnectionError):
             # The agent is gone; the next receive says so.
             return
+
+
+def _serve_in(environment_dir: Path, control: int) -> int:
+    """In the child: a zygote of its own, for what is to run in the environment."""
+    try:
+        worker.die_with_parent()
+        enter(environment_dir)
+        Zygote(socket.socket(fileno=control)).run()
+    except Exception:  # noqa: BLE001 (the process ends here)
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 def main() -> None:

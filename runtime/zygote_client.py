@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -21,6 +21,7 @@ from stoker.runtime.worker_start import (
     MESSAGE_BYTES_MAXIMUM,
     WorkerStart,
     ZygoteEvent,
+    ZygoteStart,
     decode_event,
     encode_start,
     zygote_environment,
@@ -37,7 +38,7 @@ _log = structlog.get_logger()
 
 
 class ForkedWorker:
-    """A worker process, reached by its pid descriptor, so that a reused pid is never hit.
+    """A process, mostly a worker, reached by its pid descriptor, so that a reused pid is never hit.
 
     `exited` gives the exit code, or minus the signal that ended it.
     """
@@ -48,6 +49,20 @@ class ForkedWorker:
         self._descriptor: int | None = None
         with contextlib.suppress(ProcessLookupError):  # it is gone: an exit event follows
             self._descriptor = os.pidfd_open(pid)
+
+    @staticmethod
+    def of(process: subprocess.Popen[bytes]) -> ForkedWorker:
+        """A program that was started here, and is reaped when it ends."""
+        made, loop = ForkedWorker(process.pid), asyncio.get_running_loop()
+        descriptor = made._descriptor
+        assert descriptor is not None  # a child that was not reaped has a pid
+
+        def reap() -> None:
+            loop.remove_reader(descriptor)
+            made.ended(process.wait())
+
+        loop.add_reader(descriptor, reap)
+        return made
 
     def signal(self, number: signal.Signals) -> None:
         if self._descriptor is not None and not self.exited.done():
@@ -74,24 +89,45 @@ def kill_session(leader: int) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
+Launch = Callable[[int], Awaitable[ForkedWorker]]
+"""Starts a zygote that serves the socket with this descriptor."""
+
+
+def program(
+    work_dir: Path,
+    environment: Mapping[str, str],
+    command: Sequence[str] = (sys.executable, "-P", "-m", "stoker.runtime.zygote"),
+) -> Launch:
+    """A zygote that is a program of its own, and imports everything itself."""
+
+    async def launch(control: int) -> ForkedWorker:
+        process = subprocess.Popen(
+            [*command, str(control)],
+            pass_fds=(control,),
+            stdin=subprocess.DEVNULL,
+            env=zygote_environment(environment),
+            cwd=work_dir,
+        )
+        return ForkedWorker.of(process)
+
+    return launch
+
+
 class ZygoteClient:
-    """`run` keeps the zygote alive; `start` forks a worker from it. One event loop owns it."""
+    """`run` keeps the zygote alive; `start` forks from it. One event loop owns it."""
 
     def __init__(
         self,
-        work_dir: Path,
-        environment: Mapping[str, str],
+        launch: Launch,
         *,
-        command: Sequence[str] = (sys.executable, "-P", "-m", "stoker.runtime.zygote"),
         on_change: Callable[[], None] = lambda: None,
         ready_seconds: float = READY_SECONDS_MAXIMUM,
     ) -> None:
-        self._work_dir = work_dir
-        self._environment = zygote_environment(environment)
-        self._command = tuple(command)
+        self._launch = launch
         self._on_change = on_change
         self._ready_seconds = ready_seconds
         self._ready = asyncio.Event()
+        self._modules: tuple[str, ...] = ()
         self._socket: socket.socket | None = None
         self._forks: dict[str, asyncio.Future[ForkedWorker]] = {}
         self._workers: dict[int, ForkedWorker] = {}
@@ -109,15 +145,22 @@ class ZygoteClient:
             try:
                 status = await self._live_once()
                 _log.warning("zygote_died", status=status)
-            except OSError as error:
-                _log.error("zygote_start_failed", cause=error.strerror)
+            except (OSError, StokerError) as error:
+                _log.error("zygote_start_failed", cause=str(error))
             if time.monotonic() - started_at > LONG_LIFE_SECONDS:
                 delay = RESTART_SECONDS_MINIMUM
             await asyncio.sleep(delay)
             delay = min(2 * delay, RESTART_SECONDS_MAXIMUM)
 
-    async def start(self, start: WorkerStart, descriptors: Sequence[int]) -> ForkedWorker:
-        """Fork a worker that inherits `descriptors`; StartFailed when that is not possible."""
+    async def imported(self) -> tuple[str, ...]:
+        """The top-level modules that the zygote has imported; StartFailed without a zygote."""
+        await self._wait_until_ready()
+        return self._modules
+
+    async def start(
+        self, start: WorkerStart | ZygoteStart, descriptors: Sequence[int]
+    ) -> ForkedWorker:
+        """Fork a process that inherits `descriptors`; StartFailed when that is not possible."""
         message = encode_start(start)
         await self._wait_until_ready()
         forked: asyncio.Future[ForkedWorker] = asyncio.get_running_loop().create_future()
@@ -170,22 +213,19 @@ class ZygoteClient:
         with ours:
             ours.setblocking(False)
             with theirs:
-                process = subprocess.Popen(
-                    [*self._command, str(theirs.fileno())],
-                    pass_fds=(theirs.fileno(),),
-                    stdin=subprocess.DEVNULL,
-                    env=self._environment,
-                    cwd=self._work_dir,
-                )
+                process = await self._launch(theirs.fileno())
             self._socket = ours
             try:
                 await self._receive(ours)
                 self._bury()
-                return await asyncio.to_thread(_exit_status, process)
+                # It has closed its socket, so it is about to end.
+                await asyncio.wait({process.exited}, timeout=EXIT_SECONDS_MAXIMUM)
+                process.signal(signal.SIGKILL)
+                return await process.exited
             finally:
-                process.kill()
-                process.wait()
+                process.signal(signal.SIGKILL)
                 self._bury()
+                await asyncio.wait({process.exited}, timeout=EXIT_SECONDS_MAXIMUM)
 
     async def _receive(self, ours: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -203,6 +243,7 @@ class ZygoteClient:
 
     def _take(self, event: ZygoteEvent) -> None:
         if event.event == "ready":
+            self._modules = event.modules
             self._ready.set()
             self._on_change()
         elif event.event == "forked":
@@ -235,15 +276,6 @@ class ZygoteClient:
         self._workers.clear()
         if was_ready:
             self._on_change()
-
-
-def _exit_status(process: subprocess.Popen[bytes]) -> int:
-    """How the process ended, which has closed its socket; blocks for a moment."""
-    try:
-        return process.wait(EXIT_SECONDS_MAXIMUM)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
 
 
 def _died() -> StartFailed:

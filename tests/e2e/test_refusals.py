@@ -12,6 +12,15 @@ from harness.stack import Stack
 from stoker.deploy.s3server import S3Server
 
 BUCKET = "models"
+LACKING = """
+provider:
+  name: openfaas
+functions:
+  lacking:
+    lang: python3-stoker
+    handler: ./lacking
+    image: lacking:latest
+"""
 
 
 def test_an_unknown_function_is_404(stack: Stack) -> None:
@@ -140,6 +149,25 @@ def test_an_unpacked_checkpoint_that_changed_after_deploy_is_refused(
     answer = web.call("POST", f"{stack.url}/v1/embeddings", body, web.bearer(stack.password))
     assert (answer.status, answer.json()["error"]["code"]) == (409, "checkpoint_changed")
     stack.remove("moved")
+
+
+def test_a_package_that_pip_does_not_find_is_told_to_the_caller_with_pips_line(
+    stack: Stack, tmp_path: Path
+) -> None:
+    (tmp_path / "lacking").mkdir()
+    (tmp_path / "lacking" / "handler.py").write_text("def handle(event, context): ...\n")
+    (tmp_path / "lacking" / "requirements.txt").write_text("no-such-package-of-anyone\n")
+    (tmp_path / "stack.yaml").write_text(LACKING)
+    stack.run("deploy", "-f", str(tmp_path / "stack.yaml"))
+
+    accept = {"Accept": "application/json"}
+    answer = web.call("POST", f"{stack.url}/function/lacking", b"", accept)
+
+    line = "ERROR: No matching distribution found for no-such-package-of-anyone"
+    assert (answer.status, answer.json()["error"]["code"]) == (502, "start_failed")
+    assert line in answer.json()["error"]["cause"]
+    assert line in stack.run("logs", "lacking").stdout
+    stack.remove("lacking")
 
 
 def test_the_command_line_says_cause_and_remedy(stack: Stack) -> None:

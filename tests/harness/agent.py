@@ -112,12 +112,16 @@ class AgentProcess:
         self.store.close()
 
 
-def handler_archive(source: str) -> tuple[str, bytes]:
-    """Digest and tar.gz of a folder with this handler.py."""
+def handler_archive(source: str, requirements: str | None = None) -> tuple[str, bytes]:
+    """Digest and tar.gz of a folder with this handler.py, and requirements.txt if any."""
+    files = {"handler.py": source}
+    if requirements is not None:
+        files["requirements.txt"] = requirements
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        info = tarfile.TarInfo("handler.py")
-        info.size = len(source.encode())
-        tar.addfile(info, io.BytesIO(source.encode()))
+        for name, text in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text.encode())
+            tar.addfile(info, io.BytesIO(text.encode()))
     payload = gzip.compress(buffer.getvalue(), mtime=0)
     return hashlib.sha256(payload).hexdigest(), payload

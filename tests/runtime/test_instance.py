@@ -4,8 +4,9 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
@@ -111,6 +112,7 @@ class World:
         self.fork_error: StokerError | None = None
         self.worker: FakeWorker | None = None
         self.forked = asyncio.Event()
+        self.leases = 0
         self.states: list[str] = []
         self.failures: list[Any] = []
         self.socket_open_at_failure = False
@@ -123,7 +125,7 @@ class World:
         node = Node(
             open_checkpoint=lambda ref: self.opens(),
             open_code=lambda digest: tmp_path / digest,
-            fork=self.fork,
+            zygote_for=self.zygote_for,
             announcer=self,
             on_serving=self.init_seconds.append,
             logs=self.logs,
@@ -144,7 +146,18 @@ class World:
             raise self.function
         return self.function
 
-    async def fork(self, start: WorkerStart, descriptors: Sequence[int]) -> FakeWorker:
+    @asynccontextmanager
+    async def zygote_for(
+        self, code_dir: Path | None, log: Callable[[list[str]], None]
+    ) -> AsyncIterator[World]:
+        log([f"a zygote for {code_dir}"])
+        self.leases += 1
+        try:
+            yield self
+        finally:
+            self.leases -= 1
+
+    async def start(self, start: WorkerStart, descriptors: Sequence[int]) -> FakeWorker:
         if self.fork_error is not None:
             raise self.fork_error
         self.worker = FakeWorker(start, descriptors, self.ignores)
@@ -192,6 +205,7 @@ def in_world(
     async def run() -> World:
         world = World(tmp_path, function)
         await story(world)
+        assert world.leases == 0
         return world
 
     return asyncio.run(run())

@@ -15,6 +15,7 @@ from stoker.runtime.worker_start import (
     CheckpointStart,
     WorkerStart,
     ZygoteEvent,
+    ZygoteStart,
     decode_event,
     decode_start,
     encode_event,
@@ -59,6 +60,8 @@ def test_a_start_survives_its_encoding() -> None:
 
     assert decode_start(encode_start(start)) == start
     assert start.descriptor_names == ("listen", "log", "status", "pool", "progress")
+    other = ZygoteStart("environment-1", "/environment")
+    assert decode_start(encode_start(other)) == other
 
 
 def test_a_start_too_long_for_a_packet_is_refused() -> None:

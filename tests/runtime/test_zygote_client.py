@@ -14,58 +14,17 @@ import orjson
 import psutil
 import pytest
 
+from harness.fake_zygote import fake_command, start
 from stoker.placement.errors import NoCapacity, StartFailed
-from stoker.placement.records import FunctionRecord
 from stoker.runtime import zygote_client
-from stoker.runtime.worker_start import WorkerStart
-from stoker.runtime.zygote_client import ZygoteClient
-
-# A zygote without torch, whose workers are `sleep`; argv is the behaviour and the socket.
-FAKE = r"""
-import json, os, socket, subprocess, sys, threading
-behaviour, control = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
-tell = lambda **event: control.send(json.dumps(event).encode())
-json.dump({"pid": os.getpid(), "environment": dict(os.environ)}, open("seen.json", "w"))
-def wait(name, worker):
-    status = worker.wait()
-    tell(event="exited", instance_id=name, pid=worker.pid, status=status)
-if behaviour != "silent":
-    tell(event="ready")
-while True:
-    message, descriptors, _, _ = socket.recv_fds(control, 1 << 18, 8)
-    if not message:
-        break
-    name = json.loads(message)["start"]["instance_id"]
-    if behaviour == "dies":
-        os._exit(3)
-    if behaviour == "refuses":
-        error = {"code": "no_capacity", "cause": "It is full."}
-        tell(event="refused", instance_id=name, error=error)
-        continue
-    if behaviour == "mute":
-        continue
-    os.write(descriptors[0], b"inherited")
-    for descriptor in descriptors:
-        os.close(descriptor)
-    worker = subprocess.Popen(["sleep", "60"], start_new_session=True)
-    tell(event="forked", instance_id=name, pid=worker.pid)
-    threading.Thread(target=wait, args=(name, worker), daemon=True).start()
-"""
-
-
-def start(instance_id: str = "1-1") -> WorkerStart:
-    function = FunctionRecord("echo", "openfaas-fn", "echo:latest")
-    return WorkerStart(instance_id, function, "token", 1, "/nowhere", 0.0)
+from stoker.runtime.zygote_client import ZygoteClient, program
 
 
 @asynccontextmanager
 async def client(tmp_path: Path, behaviour: str = "good") -> AsyncIterator[ZygoteClient]:
-    script = tmp_path / "fake_zygote.py"
-    script.write_text(FAKE)
+    variables = {"AWS_SECRET_ACCESS_KEY": "never", "STOKER_CLUSTER_TOKEN_FILE": "never"}
     made = ZygoteClient(
-        tmp_path,
-        os.environ | {"AWS_SECRET_ACCESS_KEY": "never", "STOKER_CLUSTER_TOKEN_FILE": "never"},
-        command=(sys.executable, str(script), behaviour),
+        program(tmp_path, os.environ | variables, fake_command(tmp_path, behaviour)),
         ready_seconds=0.5 if behaviour == "silent" else 10.0,
     )
     running = asyncio.ensure_future(made.run())
