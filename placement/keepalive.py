@@ -122,6 +122,13 @@ class Arrivals:
             times = self.times[key] = deque(maxlen=self.maximum)
         times.append(now)
 
+    def last(self, key: str) -> float | None:
+        times = self.times.get(key)
+        return times[-1] if times else None
+
+    def forget(self, key: str) -> None:
+        self.times.pop(key, None)
+
     def seen(self, key: str, now: float) -> tuple[int, float]:
         """How many arrivals of the last day are remembered, and how long ago the first was."""
         times = self.times.get(key)

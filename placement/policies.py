@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from stoker.placement.histogram import IdleHistogram, Window
+from stoker.placement.histogram import IdleTimes, Window
 from stoker.placement.keepalive import (
     FIXED_SECONDS,
     LADDERS_ARRIVALS,
@@ -82,7 +82,7 @@ class HybridHistogram(LeastRecentlyUsed):
 
     def __init__(self) -> None:
         super().__init__()
-        self._idle = _IdleTimes()
+        self._idle = IdleTimes()
         self._window: dict[str, Window] = {}
 
     def arrived(self, ladder: Ladder, now: float) -> None:
@@ -101,7 +101,7 @@ class HybridHistogram(LeastRecentlyUsed):
         return 0.0 if window.prewarm_seconds > 0 else window.keep_seconds
 
     def prewarm(self, ladder: Ladder, _now: float) -> Prewarm | None:
-        return self._idle.prewarm(ladder.function, Rung.SERVING)
+        return _prewarm(self._idle, ladder.function, Rung.SERVING)
 
 
 class RainbowCake(LeastRecentlyUsed):
@@ -184,7 +184,7 @@ class Ladders(LeastRecentlyUsed):
         super().__init__()
         self._price = byte_seconds_per_second
         self._arrivals = Arrivals(LADDERS_ARRIVALS)
-        self._idle = _IdleTimes()
+        self._idle = IdleTimes()
         self._expected: dict[str, tuple[float, Window]] = {}
 
     def arrived(self, ladder: Ladder, now: float) -> None:
@@ -207,7 +207,7 @@ class Ladders(LeastRecentlyUsed):
         return worthwhile_seconds(count, age, _cost(layer), layer.byte_count, self._price)
 
     def prewarm(self, ladder: Ladder, _now: float) -> Prewarm | None:
-        return self._idle.prewarm(ladder.function, Rung.HOST)
+        return _prewarm(self._idle, ladder.function, Rung.HOST)
 
     def priority(self, layers: Sequence[Layer], now: float) -> float:
         size = sum(layer.byte_count for layer in layers)
@@ -232,27 +232,9 @@ def _cost(layer: Layer) -> float:
     return layer.seconds + (NOTICED_SECONDS if noticed else 0.0)
 
 
-class _IdleTimes:
-    """A histogram for each function, fed by when it became idle and when it was called again."""
-
-    def __init__(self) -> None:
-        self._histograms: dict[str, IdleHistogram] = {}
-        self._since: dict[str, float] = {}
-
-    def begins(self, function: str, now: float) -> None:
-        self._since[function] = now
-
-    def ends(self, function: str, now: float) -> None:
-        since = self._since.pop(function, None)
-        if since is not None:
-            self.histogram(function).add(now - since)
-
-    def histogram(self, function: str) -> IdleHistogram:
-        return self._histograms.setdefault(function, IdleHistogram())
-
-    def prewarm(self, function: str, rung: Rung) -> Prewarm | None:
-        window = self.histogram(function).window()
-        if window.prewarm_seconds <= 0:
-            return None
-        keep = window.keep_seconds - window.prewarm_seconds
-        return Prewarm(window.prewarm_seconds, keep, rung)
+def _prewarm(idle: IdleTimes, function: str, rung: Rung) -> Prewarm | None:
+    window = idle.histogram(function).window()
+    if window.prewarm_seconds <= 0:
+        return None
+    keep = window.keep_seconds - window.prewarm_seconds
+    return Prewarm(window.prewarm_seconds, keep, rung)
