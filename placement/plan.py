@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stoker.placement.estimate import SSD_BANDWIDTH_DEFAULT, estimate
-from stoker.placement.keepalive import greedy_dual
+from stoker.placement.keepalive import greedy_dual, waiting_cost
 from stoker.placement.records import Assignment, CheckpointRef, FunctionRecord, NodeRecord
 from stoker.placement.scale import Demand, called_for, desired
 from stoker.placement.view import Snapshot
@@ -300,7 +300,7 @@ class _Draft:
         return min((self._seconds(function, node) for node in nodes), default=0.0)
 
     def _worth(self, assignment: Assignment, node: NodeRecord) -> float:
-        """The seconds of waiting that keeping it will probably save, per second and byte.
+        """The cost of waiting that keeping it will probably save, per second and byte.
 
         Greedy-dual, with a rate that ages by itself in place of the clock.
         """
@@ -308,7 +308,8 @@ class _Draft:
         weight_bytes = checkpoint.weight_bytes if checkpoint else 0
         load_seconds = weight_bytes / (node.ssd_bandwidth or SSD_BANDWIDTH_DEFAULT)
         seconds = demand.start_seconds + load_seconds
-        return greedy_dual(0.0, demand.rate(self._now), seconds, INSTANCE_BYTES + weight_bytes)
+        cost = waiting_cost(seconds, noticed=checkpoint is not None)
+        return greedy_dual(0.0, demand.rate(self._now), cost, INSTANCE_BYTES + weight_bytes)
 
     def _checkpoint(self, assignment: Assignment) -> CheckpointRef | None:
         return self._snapshot.functions[assignment.function].checkpoint

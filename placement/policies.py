@@ -12,7 +12,6 @@ from stoker.placement.histogram import IdleTimes, Window
 from stoker.placement.keepalive import (
     FIXED_SECONDS,
     LADDERS_ARRIVALS,
-    NOTICED_SECONDS,
     RAINBOWCAKE_PRICE,
     Arrivals,
     Prewarm,
@@ -21,6 +20,7 @@ from stoker.placement.keepalive import (
     greedy_dual,
     interval_seconds,
     rainbowcake_seconds,
+    waiting_cost,
     worthwhile_seconds,
 )
 from stoker.placement.ladder import Ladder, Layer, Rung
@@ -167,14 +167,14 @@ class GreedyDual(LeastRecentlyUsed):
 
 
 class Ladders(LeastRecentlyUsed):
-    """Stoker's own: each layer is worth the seconds of waiting that it will probably save.
+    """Stoker's own: each layer is worth the waiting that it will probably save.
 
-    worth = rate x cost / size, in seconds saved per second and byte; the rate is that of all
-    functions that share the layer, and falls while none of them is called. A layer is kept until
-    its worth has fallen to the price of memory, so one that was called once is kept for its
-    break-even time and one that is called often for longer. Under pressure the least worth goes
-    first: greedy-dual, with a rate that ages by itself in place of the clock. A function whose
-    idle times are regular is warmed up to host memory before its next call.
+    worth = rate x cost / size; the rate is that of all functions that share the layer, and falls
+    while none of them is called. A layer is kept until its worth has fallen to the price of memory,
+    so one that was called once is kept for its break-even time and one that is called often for
+    longer. Under pressure the least worth goes first: greedy-dual, with a rate that ages by itself
+    in place of the clock. A function whose idle times are regular is warmed up to host memory
+    before its next call.
 
     Without a price, memory that nobody else needs costs nothing, and layers stay while there is
     room.
@@ -227,9 +227,7 @@ class Ladders(LeastRecentlyUsed):
 
 
 def _cost(layer: Layer) -> float:
-    """The seconds to make a layer, and what a pause costs that somebody notices at all."""
-    noticed = layer.rung in (Rung.IMPORTED, Rung.HOST)
-    return layer.seconds + (NOTICED_SECONDS if noticed else 0.0)
+    return waiting_cost(layer.seconds, noticed=layer.rung in (Rung.IMPORTED, Rung.HOST))
 
 
 def _prewarm(idle: IdleTimes, function: str, rung: Rung) -> Prewarm | None:
