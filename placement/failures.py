@@ -1,12 +1,19 @@
 """Starts that fail in a row: how long to wait before the next, and when to stop. Pure.
 
-What may pass by itself (a source out of reach, a full disk) is tried again for ever, ever more
-seldom; a function whose own fault it is has so many tries, until somebody changes something.
+What may pass by itself (a source out of reach or too slow, a full disk) is tried again for ever,
+ever more seldom; a function whose own fault it is has so many tries, until somebody changes
+something.
 """
 
 from __future__ import annotations
 
-from stoker.placement.errors import CrashLoop, StokerError, Unavailable
+from stoker.placement.errors import (
+    CrashLoop,
+    DeadlineExceeded,
+    Fenced,
+    StokerError,
+    Unavailable,
+)
 from stoker.placement.records import FailureRecord, InstanceRecord
 
 CRASHES_MAXIMUM = 5
@@ -14,6 +21,7 @@ PAUSE_SECONDS_FIRST = 1.0
 PAUSE_SECONDS_LAST = 60.0
 # An instance that has served for so long did not fail to start, however it ends.
 SETTLED_SECONDS = 10.0
+_MAY_PASS = (Unavailable, DeadlineExceeded, Fenced)
 
 
 def next_failure(
@@ -25,7 +33,7 @@ def next_failure(
 ) -> FailureRecord:
     """What is known after `instance` failed to start with `error`."""
     count = last.count + 1 if last else 1
-    crashes = (last.crashes if last else 0) + (not isinstance(error, Unavailable))
+    crashes = (last.crashes if last else 0) + (not isinstance(error, _MAY_PASS))
     pause = min(PAUSE_SECONDS_FIRST * 2.0 ** min(count - 1, 16), PAUSE_SECONDS_LAST)
     return FailureRecord(
         function=instance.function,

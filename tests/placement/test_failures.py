@@ -3,9 +3,12 @@ import pytest
 from stoker.placement.errors import (
     CheckpointMissing,
     CrashLoop,
+    DeadlineExceeded,
+    Fenced,
     SourceUnavailable,
     StartFailed,
     StokerError,
+    StorageFull,
 )
 from stoker.placement.failures import holds_back, next_failure, refusal
 from stoker.placement.records import FailureRecord, InstanceRecord, decode, encode
@@ -31,8 +34,11 @@ def test_the_pause_doubles_and_the_fifth_crash_is_the_last(
     assert found.retry_at == (None if pause is None else 100.0 + pause)
 
 
-def test_what_may_pass_by_itself_is_tried_for_ever_every_minute_at_last() -> None:
-    found = [after(*[SourceUnavailable("S3 is silent.")] * n).retry_at for n in (1, 6, 7, 500)]
+@pytest.mark.parametrize("error", [SourceUnavailable, StorageFull, DeadlineExceeded, Fenced])
+def test_what_may_pass_by_itself_is_tried_for_ever_every_minute_at_last(
+    error: type[StokerError],
+) -> None:
+    found = [after(*[error("It is not there.")] * n).retry_at for n in (1, 6, 7, 500)]
     assert found == [101.0, 132.0, 160.0, 160.0]
 
 
