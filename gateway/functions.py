@@ -17,8 +17,20 @@ from stoker.placement.errors import (
     VersionConflict,
 )
 from stoker.placement.names import DEFAULT_NAMESPACE, split_function_name, valid_namespace
-from stoker.placement.records import CheckpointRef, FunctionRecord, decode, encode
-from stoker.placement.spec import FunctionDraft, parse_deployment, record_from_draft, status_of
+from stoker.placement.records import (
+    CheckpointRef,
+    FailureRecord,
+    FunctionRecord,
+    decode,
+    encode,
+)
+from stoker.placement.spec import (
+    FunctionDraft,
+    parse_deployment,
+    record_from_draft,
+    status_of,
+    timestamp,
+)
 from stoker.placement.store import ABSENT, Change, Entry
 from stoker.placement.view import Snapshot
 
@@ -137,7 +149,9 @@ class Functions:
             replicas = requested
         available = serving_counts(snapshot, (function.key,))[function.key]
         count = self._metrics.invocation_count(function.key)
-        return status_of(function, replicas, available, count)
+        status = status_of(function, replicas, available, count)
+        failure = snapshot.failures.get(function.key)
+        return status | {"failure": _failure(failure)} if failure else status
 
     def _code_digest(self, draft: FunctionDraft) -> str:
         image = self._view.snapshot().images.get(draft.image)
@@ -182,6 +196,12 @@ class Functions:
 
 def serving_counts(snapshot: Snapshot, keys: Iterable[str]) -> dict[str, int]:
     return {key: sum(i.state == "serving" for i in snapshot.instances_of(key)) for key in keys}
+
+
+def _failure(failure: FailureRecord) -> dict[str, Any]:
+    """Starts that failed in a row; without `retryAt` there will be no other by itself."""
+    retry_at = None if failure.retry_at is None else timestamp(failure.retry_at)
+    return {"failedStarts": failure.count, "retryAt": retry_at, **failure.error}
 
 
 def _replicas(value: object) -> int:

@@ -18,6 +18,7 @@ from typing import Protocol
 import structlog
 
 from stoker.placement.errors import (
+    CrashLoop,
     FunctionNotFound,
     QueueFull,
     StokerError,
@@ -314,7 +315,9 @@ class Router:
         if failure is not None and not self._targets(key, state):
             self._fail(state, failure)
         state.known = frozenset(self._targets(key, state).values())
-        state.ask_not_before = now + ASK_AGAIN_SECONDS
+        # Where nothing will start, whoever comes next is to be refused at once as well.
+        given_up = isinstance(failure, CrashLoop)
+        state.ask_not_before = now if given_up else now + ASK_AGAIN_SECONDS
         # Handed over first, so that those who waited for this answer count it as placing.
         self._dispatch(key, state)
         state.asked_seconds += now - state.asking_since

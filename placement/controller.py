@@ -24,6 +24,8 @@ from stoker.placement.errors import (
     StokerError,
     Unavailable,
 )
+from stoker.placement.failures import refusal
+from stoker.placement.histogram import BIN_SECONDS
 from stoker.placement.names import split_function_name
 from stoker.placement.plan import Plan, plan, unfit
 from stoker.placement.records import (
@@ -82,10 +84,18 @@ class _Term:
 
 
 class Controller:
-    """Decides while elected. `clock` gives seconds since the epoch, `identity` names us in logs."""
+    """Decides while elected. `clock` gives seconds since the epoch, `identity` names us in logs.
+
+    `bin_seconds` is the grain at which idle times are learnt, and what is idle is looked at.
+    """
 
     def __init__(
-        self, store: ControlStore, view: View, identity: str, clock: Callable[[], float]
+        self,
+        store: ControlStore,
+        view: View,
+        identity: str,
+        clock: Callable[[], float],
+        bin_seconds: float = BIN_SECONDS,
     ) -> None:
         self._store = store
         self._view = view
@@ -94,7 +104,8 @@ class Controller:
         # Guards the term, the ledger and the resting addresses, and makes decisions one by one.
         self._lock = RLock()
         self._term: _Term | None = None
-        self._ledger = DemandLedger()
+        self._ledger = DemandLedger(bin_seconds)
+        self._tick_seconds = min(TICK_SECONDS, bin_seconds)
         self._resting: dict[str, tuple[str, float]] = {}
         self._wake = Event()
         self._closed = Event()
@@ -147,7 +158,7 @@ class Controller:
             self._follow(now)
             self._ledger.hear_one(request.gateway_id, function, asked, now)
             made = None
-            if self._lacks(function, now):
+            if not self._ledger.given_up(function.key) and self._lacks(function, now):
                 made = self._reconcile(term, now)
             usable = _usable(self._view.snapshot(), function.key, now)
             if usable:
@@ -175,7 +186,7 @@ class Controller:
     def _run(self) -> None:
         while not self._closed.is_set():
             # The tick is for what no change tells: that time has passed.
-            self._wake.wait(TICK_SECONDS)
+            self._wake.wait(self._tick_seconds)
             self._wake.clear()
             if self._closed.is_set():
                 return
@@ -196,7 +207,8 @@ class Controller:
         if fresh:
             snapshot = self._view.snapshot()
             existing = {key: len(snapshot.assignments_of(key)) for key in snapshot.functions}
-            self._ledger.begin(existing, snapshot.function_versions, self._clock())
+            versions = snapshot.function_versions
+            self._ledger.begin(existing, versions, snapshot.failures, self._clock())
             self._resting.clear()
         term.paused = False
         return True
@@ -243,14 +255,19 @@ class Controller:
     def _follow(self, now: float) -> None:
         snapshot = self._view.snapshot()
         self._ledger.follow(snapshot.functions, snapshot.function_versions, now)
-        serving = {i.function for i in snapshot.instances.values() if i.state == "serving"}
-        self._ledger.succeeded(serving)
-        for instance_id in sorted(snapshot.assignments):
-            instance = snapshot.instances.get(instance_id)
-            if instance is not None and instance.state == "failed":
-                self._note_failure(snapshot, instance, now)
+        ordered = [
+            (assignment, snapshot.instances[instance_id])
+            for instance_id, assignment in sorted(snapshot.assignments.items())
+            if instance_id in snapshot.instances
+        ]
+        self._ledger.serve((pair for pair in ordered if pair[1].state == "serving"), now)
+        for assignment, instance in ordered:
+            if instance.state == "failed":
+                self._note_failure(snapshot, assignment, instance, now)
 
-    def _note_failure(self, snapshot: Snapshot, instance: InstanceRecord, now: float) -> None:
+    def _note_failure(
+        self, snapshot: Snapshot, assignment: Assignment, instance: InstanceRecord, now: float
+    ) -> None:
         function = snapshot.functions.get(instance.function)
         if function is None or function.generation != instance.generation:
             return
@@ -260,8 +277,9 @@ class Controller:
         else:
             error = StartFailed(f"The instance {name} on node {node_id} gave no reason to end.")
         if isinstance(error, InstanceLost):
-            return  # it has served: the next start is not held back
-        if self._ledger.failed(function, name, node_id, error, now):
+            # It was ready and took requests: nothing holds the next start back.
+            self._ledger.succeeded(assignment)
+        elif self._ledger.failed(instance, error, now):
             self._log.warning(
                 "instance_failed",
                 function=function.key,
@@ -284,6 +302,7 @@ class Controller:
             resting=frozenset(self._resting),
         )
         try:
+            self._commit_failures(term, snapshot)
             self._commit(term, made, now)
         except Fenced:
             self._log.warning("leading_ended_by_fence", epoch=term.epoch)
@@ -295,6 +314,19 @@ class Controller:
             term.paused = True
             raise
         return made
+
+    def _commit_failures(self, term: _Term, snapshot: Snapshot) -> None:
+        """Write the failures that changed, for who asks why and for the next leader."""
+        known = self._ledger.failures()
+        for key, failure in known.items():
+            if snapshot.failures.get(key) != failure:
+                value = encode(failure)
+                version = self._store.put(failure.path, value, fence=term.fence)
+                self._view.apply(Change(failure.path, Entry(failure.path, value, version)))
+        for key, failure in snapshot.failures.items():
+            if key not in known:
+                self._store.delete(failure.path, fence=term.fence)
+                self._view.apply(Change(failure.path, None))
 
     def _commit(self, term: _Term, made: Plan, now: float) -> None:
         # A number is used up even if its write fails: it may have arrived all the same.
@@ -336,9 +368,7 @@ class Controller:
     def _refusal(self, function: FunctionRecord, made: Plan | None, now: float) -> StokerError:
         failure = self._ledger.failure_of(function.key, now)
         if failure is not None:
-            error = StokerError.from_wire(failure.error.to_wire())
-            error.retry_after_seconds = failure.not_before - now
-            return error
+            return refusal(failure, now)
         shortages = made.shortages if made else ()
         shortage = next((s for s in shortages if s.function == function.key), None)
         if shortage is None or not shortage.refusals:

@@ -1,7 +1,7 @@
 """What the gateways reported, added up: the memory behind each decision. No I/O, no clock.
 
 Bounds: at most `GATEWAYS_MAXIMUM` gateways, functions only as long as they exist, and per function
-one moment for each instance up to its maximum.
+one moment for each instance up to its maximum, a histogram of idle times and the last few calls.
 """
 
 from __future__ import annotations
@@ -11,72 +11,93 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from stoker.placement.errors import StokerError
-from stoker.placement.records import FunctionDemand, FunctionRecord
+from stoker.placement.estimate import PROCESS_SECONDS
+from stoker.placement.failures import SETTLED_SECONDS, holds_back, next_failure
+from stoker.placement.histogram import BIN_SECONDS, IdleTimes
+from stoker.placement.keepalive import LADDERS_ARRIVALS, Arrivals
+from stoker.placement.records import (
+    Assignment,
+    FailureRecord,
+    FunctionDemand,
+    FunctionRecord,
+    InstanceRecord,
+)
+from stoker.placement.retention import UNKNOWN_BINS, Retention, retention
 from stoker.placement.scale import Demand, needed
 
 # A gateway reports every second; one that was silent this long has no requests in flight.
 REPORT_SECONDS = 5.0
 GATEWAYS_MAXIMUM = 256
-# A start that failed is tried again after a pause that doubles from the first to the last.
-RETRY_SECONDS_FIRST = 1.0
-RETRY_SECONDS_LAST = 16.0
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """The last failed start of a function. `count` failed in a row."""
-
-    instance_id: str
-    node_id: str
-    generation: int
-    error: StokerError
-    not_before: float
-    count: int
+# Two ends of requests that lie closer together than this may be one, told twice.
+APART_SECONDS = 0.5
 
 
 @dataclass(slots=True)
 class _Memory:
     """What is remembered of one function."""
 
+    retention: Retention
     last_needed: list[float] = field(default_factory=list)
     version: int | None = None
     requested_at: float | None = None
-    failure: Failure | None = None
+    failure: FailureRecord | None = None
+    start_seconds: float = PROCESS_SECONDS
 
 
 class DemandLedger:
-    """Not thread-safe: its owner's lock guards it. Times are seconds on the caller's clock."""
+    """Not thread-safe: its owner's lock guards it. Times are seconds on the caller's clock.
 
-    def __init__(self) -> None:
+    `bin_seconds` is the width of the bins by which idle times are counted.
+    """
+
+    def __init__(self, bin_seconds: float = BIN_SECONDS) -> None:
+        self._unknown = Retention(UNKNOWN_BINS * bin_seconds)
+        self._idle = IdleTimes(bin_seconds)
+        self._calls = Arrivals(LADDERS_ARRIVALS)
         self._reports: dict[str, dict[str, tuple[FunctionDemand, float]]] = {}
         self._memories: dict[str, _Memory] = {}
+        self._serving_since: dict[str, float] = {}
 
-    def begin(self, existing: Mapping[str, int], versions: Mapping[str, int], now: float) -> None:
+    def begin(
+        self,
+        existing: Mapping[str, int],
+        versions: Mapping[str, int],
+        failures: Mapping[str, FailureRecord],
+        now: float,
+    ) -> None:
         """Start anew: what exists counts as needed just now, for want of better knowledge.
 
-        Scale requests written before are taken as carried out.
+        Scale requests written before are taken as carried out. Failures of the present versions
+        still count. What another leader learnt of idle times does not come along.
         """
+        for key in self._memories:
+            self._forget(key)
         self._reports.clear()
+        self._serving_since.clear()
         self._memories = {
-            key: _Memory(last_needed=[now] * count, version=versions.get(key))
+            key: _Memory(self._unknown, [now] * count, versions.get(key))
             for key, count in existing.items()
         }
+        for key, failure in failures.items():
+            if failure.function_version == versions.get(key) and key in self._memories:
+                self._memories[key].failure = failure
 
     def follow(
         self, functions: Mapping[str, FunctionRecord], versions: Mapping[str, int], now: float
     ) -> None:
-        """Forget deleted functions and note when a scale request was written."""
+        """Forget deleted functions and note what was deployed or scaled."""
         for key in [key for key in self._memories if key not in functions]:
+            self._forget(key)
             del self._memories[key]
         for key, function in functions.items():
-            memory = self._memories.setdefault(key, _Memory())
+            memory = self._memories.setdefault(key, _Memory(self._unknown))
             version = versions.get(key, 0)
             if memory.version == version:
                 continue
             memory.version = version
             memory.requested_at = None if function.replicas_requested is None else now
-            if memory.failure and memory.failure.generation != function.generation:
-                memory.failure = None
+            # Deployed or scaled: who wrote it wants it tried again.
+            memory.failure = None
 
     def hear(
         self,
@@ -111,52 +132,67 @@ class DemandLedger:
             for report in self._reports.values()
             if key in report and now - report[key][1] <= REPORT_SECONDS
         ]
-        memory = self._memories.get(key) or _Memory()
+        memory = self._memories.get(key) or _Memory(self._unknown)
         failure = memory.failure
+        calls, age = self._calls.seen(key, now)
         return Demand(
             in_flight=sum(demand.in_flight for demand in fresh),
             queued=sum(demand.queued for demand in fresh),
             last_needed=tuple(memory.last_needed),
             requested_at=memory.requested_at,
-            not_before=failure.not_before if failure else -math.inf,
+            not_before=_not_before(failure),
             avoid=frozenset({failure.node_id}) if failure else frozenset(),
+            retention=memory.retention,
+            calls=calls,
+            calls_since=now - age if calls else -math.inf,
+            start_seconds=memory.start_seconds,
         )
 
-    def failed(
-        self,
-        function: FunctionRecord,
-        instance_id: str,
-        node_id: str,
-        error: StokerError,
-        now: float,
-    ) -> bool:
+    def failed(self, instance: InstanceRecord, error: StokerError, now: float) -> bool:
         """Remember a failed start and say whether it is news."""
-        memory = self._memories.setdefault(function.key, _Memory())
-        last = memory.failure
-        if last is not None and last.instance_id == instance_id:
+        memory = self._memories.get(instance.function)
+        last = memory.failure if memory else None
+        if memory is None or (last is not None and last.instance_id == instance.instance_id):
             return False
-        count = last.count + 1 if last else 1
-        pause = min(RETRY_SECONDS_FIRST * 2.0 ** min(count - 1, 16), RETRY_SECONDS_LAST)
-        memory.failure = Failure(
-            instance_id, node_id, function.generation, error, now + pause, count
-        )
+        memory.failure = next_failure(last, memory.version or 0, instance, error, now)
         return True
 
-    def succeeded(self, keys: Iterable[str]) -> None:
-        """Forget the failures of functions that serve."""
-        for key in keys:
-            memory = self._memories.get(key)
-            if memory is not None:
-                memory.failure = None
+    def serve(self, serving: Iterable[tuple[Assignment, InstanceRecord]], now: float) -> None:
+        """Note what serves now, and forget the failures before a start that proved good."""
+        since = {}
+        for assignment, instance in serving:
+            key = instance.instance_id
+            since[key] = self._serving_since.get(key, now)
+            memory = self._memories.get(instance.function)
+            if memory is not None and instance.init_seconds > 0:
+                memory.start_seconds = instance.init_seconds
+            if now - since[key] >= SETTLED_SECONDS:
+                self.succeeded(assignment)
+        self._serving_since = since
 
-    def failure_of(self, key: str, now: float) -> Failure | None:
+    def succeeded(self, assignment: Assignment) -> None:
+        """Forget the failures of the function that lie before this start."""
+        memory = self._memories.get(assignment.function)
+        if memory and memory.failure and memory.failure.failed_at <= assignment.created_at:
+            memory.failure = None
+
+    def failure_of(self, key: str, now: float) -> FailureRecord | None:
         """The failure that still holds new starts of the function back."""
         memory = self._memories.get(key)
         failure = memory.failure if memory else None
-        return failure if failure and now < failure.not_before else None
+        return failure if failure and holds_back(failure, now) else None
+
+    def given_up(self, key: str) -> bool:
+        """Whether only a deploy or a scale request starts the function again."""
+        memory = self._memories.get(key)
+        return bool(memory and memory.failure and memory.failure.retry_at is None)
+
+    def failures(self) -> dict[str, FailureRecord]:
+        """The failures of every function that has some."""
+        return {key: m.failure for key, m in self._memories.items() if m.failure}
 
     def _remember(self, function: FunctionRecord, demand: FunctionDemand, now: float) -> None:
-        memory = self._memories.setdefault(function.key, _Memory())
+        memory = self._memories.setdefault(function.key, _Memory(self._unknown))
         total = needed(function, self.demand_of(function.key, now))
         moments = [now] * total
         if not moments and math.isfinite(demand.idle_seconds):
@@ -166,3 +202,39 @@ class DemandLedger:
                 memory.last_needed[index] = max(memory.last_needed[index], moment)
             else:
                 memory.last_needed.append(moment)
+        if total:
+            self._note_use(function.key, now)
+        elif moments:
+            self._note_idle(function.key, memory, memory.last_needed[0])
+
+    def _note_use(self, key: str, now: float) -> None:
+        """A request is in flight or waits."""
+        if self._idle.since(key) is not None:
+            self._idle.ends(key, now)
+        elif (last := self._calls.last(key)) is not None and now - last < APART_SECONDS:
+            return
+        self._calls.add(key, now)
+
+    def _note_idle(self, key: str, memory: _Memory, ended_at: float) -> None:
+        """Nothing is under way; the last request ended at `ended_at`."""
+        since = self._idle.since(key)
+        if since is not None and ended_at - since < APART_SECONDS:
+            return
+        if since is not None:
+            # It came and went between two reports.
+            self._idle.ends(key, ended_at)
+            self._calls.add(key, ended_at)
+        self._idle.begins(key, ended_at)
+        calls, age = self._calls.seen(key, ended_at)
+        histogram = self._idle.histogram(key)
+        memory.retention = retention(histogram, calls, age, memory.start_seconds)
+
+    def _forget(self, key: str) -> None:
+        self._idle.forget(key)
+        self._calls.forget(key)
+
+
+def _not_before(failure: FailureRecord | None) -> float:
+    if failure is None:
+        return -math.inf
+    return math.inf if failure.retry_at is None else failure.retry_at

@@ -64,6 +64,18 @@ def whole_number(environment: Mapping[str, str], name: str, default: int) -> int
     return int(text)
 
 
+def seconds(environment: Mapping[str, str], name: str, default: float) -> float:
+    """Seconds, more than 0 and at most a day."""
+    text = environment.get(name) or str(default)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0.0 < number <= 86400.0:
+        _refuse(name, "seconds, more than 0 and at most 86400", text)
+    return number
+
+
 def descriptor(environment: Mapping[str, str], name: str) -> int | None:
     """The number of an inherited descriptor, above the standard three; None when not set."""
     text = environment.get(name)

@@ -26,6 +26,7 @@ StokerError                  500  internal
 │   └── StartFailed          502  start_failed
 ├── Unavailable              503  unavailable
 │   ├── NoCapacity           503  no_capacity
+│   ├── CrashLoop            503  crash_loop
 │   ├── SourceUnavailable    503  source_unavailable
 │   ├── StorageFull          503  storage_full
 │   ├── DeviceFailed         503  device_failed
@@ -186,6 +187,10 @@ class Unavailable(StokerError):
 
 class NoCapacity(Unavailable):
     code = "no_capacity"
+
+
+class CrashLoop(Unavailable):
+    code = "crash_loop"
 
 
 class SourceUnavailable(Unavailable):

@@ -25,10 +25,12 @@ LAYER_SECONDS_UNKNOWN = 600.0
 RAINBOWCAKE_ALPHA = 0.996
 # alpha / (1 - alpha) seconds of holding one MB for each second of its start.
 RAINBOWCAKE_PRICE = RAINBOWCAKE_ALPHA / (1.0 - RAINBOWCAKE_ALPHA) * 1e6
-# Stoker: as many arrivals say how often a layer is called, and a start that imports or reads
-# weights counts so much more than it lasts, because somebody notices it.
+# Stoker: as many arrivals say how often a layer is called. A start that imports or reads weights
+# counts as so much longer than it lasts, because somebody notices it, and one that lasts twice as
+# long is more than twice as bad.
 LADDERS_ARRIVALS = 24
-NOTICED_SECONDS = 0.5
+NOTICED_SECONDS = 1.0
+IMPATIENCE = 1.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,11 @@ def greedy_dual(clock: float, frequency: float, seconds: float, byte_count: int)
     return clock + frequency * seconds / max(1, byte_count)
 
 
+def waiting_cost(seconds: float, *, noticed: bool) -> float:
+    """What it costs that somebody waits; `noticed` if for imports or weights."""
+    return float((seconds + (NOTICED_SECONDS if noticed else 0.0)) ** IMPATIENCE)
+
+
 def ageing_rate(count: int, age: float, idle: float) -> float:
     """Calls per second, after `count` calls since `age` seconds, the last `idle` seconds ago.
 
@@ -121,6 +128,13 @@ class Arrivals:
         if times is None:
             times = self.times[key] = deque(maxlen=self.maximum)
         times.append(now)
+
+    def last(self, key: str) -> float | None:
+        times = self.times.get(key)
+        return times[-1] if times else None
+
+    def forget(self, key: str) -> None:
+        self.times.pop(key, None)
 
     def seen(self, key: str, now: float) -> tuple[int, float]:
         """How many arrivals of the last day are remembered, and how long ago the first was."""

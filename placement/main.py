@@ -46,7 +46,7 @@ def _serve(settings: Settings, token: str, bound: socket.socket) -> None:
     leader_id = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     store = open_store(settings.store_url)
     view = View(store)
-    controller = Controller(store, view, leader_id, time.time)
+    controller = Controller(store, view, leader_id, time.time, settings.idle_bin_seconds)
     election = Election(
         store,
         LEADER_PATH,

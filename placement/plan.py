@@ -13,15 +13,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stoker.placement.estimate import estimate
+from stoker.placement.estimate import SSD_BANDWIDTH_DEFAULT, estimate
+from stoker.placement.keepalive import greedy_dual, waiting_cost
 from stoker.placement.records import Assignment, CheckpointRef, FunctionRecord, NodeRecord
-from stoker.placement.scale import Demand, desired, startable
+from stoker.placement.scale import Demand, called_for, desired
 from stoker.placement.view import Snapshot
 
 # An agent announces an instance as soon as it sees the assignment; after this it never will.
 ANNOUNCE_SECONDS = 20.0
 # The DRAM pool is handed out in whole chunks of this size.
 CHUNK_BYTES = 16 * 1024 * 1024
+# What an instance holds beside its weights.
+INSTANCE_BYTES = 128 * 1024 * 1024
 
 _NO_DEMAND = Demand()
 
@@ -147,7 +150,8 @@ class _Draft:
         if outdated and (not demand.busy or any(map(self._serving, current))):
             for assignment in outdated:
                 self._stop(assignment, "a newer generation was deployed")
-        wanted = desired(function, demand, len(current), self._now)
+        lead_seconds = self._start_seconds(function) if demand.retention.due else 0.0
+        wanted = desired(function, demand, len(current), self._now, lead_seconds)
         # The instances that serve and have the longest experience stay.
         current.sort(key=lambda a: (not self._serving(a), _age(a)))
         for assignment in current[wanted:]:
@@ -167,7 +171,8 @@ class _Draft:
                 refusals[node.node_id] = refusal or "no listening socket is ready"
             else:
                 fitting.append((node, address))
-        if not fitting:
+        # What is only expected to be called takes nobody's place.
+        if not fitting and called_for(function, self.demand_of(function.key), self._now):
             fitting = self._make_room(function)
         if not fitting:
             self.shortages.append(self._shortage(function, refusals))
@@ -217,10 +222,12 @@ class _Draft:
         return [(best[1], best[2])]
 
     def _victims(self, function: FunctionRecord, node: NodeRecord) -> list[Assignment] | None:
-        """The fewest idle instances, longest unused first, whose end lets `function` fit."""
+        """The fewest idle instances, those of least worth first, whose end lets it fit."""
         taken: list[Assignment] = []
         here = self._by_node[node.node_id]
-        for candidate in sorted(here, key=lambda a: (self._last_active(a), _age(a))):
+        for candidate in sorted(
+            here, key=lambda a: (self._worth(a, node), self._last_active(a), _age(a))
+        ):
             if not self._may_go(candidate, function, taken):
                 continue
             taken.append(candidate)
@@ -251,7 +258,7 @@ class _Draft:
             return False
         going = sum(a.function == owner.key for a in taken)
         left = len(self.current(owner.key)) - going
-        return left > startable(owner, self.demand_of(owner.key), self._now)
+        return left > called_for(owner, self.demand_of(owner.key), self._now)
 
     def _refusal(
         self, function: FunctionRecord, node: NodeRecord, address: str | None
@@ -287,6 +294,22 @@ class _Draft:
         loading = [self._checkpoint(a) for a in here if not self._serving(a)]
         queue = [ref for ref in loading if ref is not None]
         return estimate(function, node, self._snapshot.residents, queue).seconds
+
+    def _start_seconds(self, function: FunctionRecord) -> float:
+        nodes = self._snapshot.nodes.values()
+        return min((self._seconds(function, node) for node in nodes), default=0.0)
+
+    def _worth(self, assignment: Assignment, node: NodeRecord) -> float:
+        """The cost of waiting that keeping it will probably save, per second and byte.
+
+        Greedy-dual, with a rate that ages by itself in place of the clock.
+        """
+        demand, checkpoint = self.demand_of(assignment.function), self._checkpoint(assignment)
+        weight_bytes = checkpoint.weight_bytes if checkpoint else 0
+        load_seconds = weight_bytes / (node.ssd_bandwidth or SSD_BANDWIDTH_DEFAULT)
+        seconds = demand.start_seconds + load_seconds
+        cost = waiting_cost(seconds, noticed=checkpoint is not None)
+        return greedy_dual(0.0, demand.rate(self._now), cost, INSTANCE_BYTES + weight_bytes)
 
     def _checkpoint(self, assignment: Assignment) -> CheckpointRef | None:
         return self._snapshot.functions[assignment.function].checkpoint

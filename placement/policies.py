@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from stoker.placement.histogram import IdleHistogram, Window
+from stoker.placement.histogram import IdleTimes, Window
 from stoker.placement.keepalive import (
     FIXED_SECONDS,
     LADDERS_ARRIVALS,
-    NOTICED_SECONDS,
     RAINBOWCAKE_PRICE,
     Arrivals,
     Prewarm,
@@ -21,6 +20,7 @@ from stoker.placement.keepalive import (
     greedy_dual,
     interval_seconds,
     rainbowcake_seconds,
+    waiting_cost,
     worthwhile_seconds,
 )
 from stoker.placement.ladder import Ladder, Layer, Rung
@@ -82,7 +82,7 @@ class HybridHistogram(LeastRecentlyUsed):
 
     def __init__(self) -> None:
         super().__init__()
-        self._idle = _IdleTimes()
+        self._idle = IdleTimes()
         self._window: dict[str, Window] = {}
 
     def arrived(self, ladder: Ladder, now: float) -> None:
@@ -101,7 +101,7 @@ class HybridHistogram(LeastRecentlyUsed):
         return 0.0 if window.prewarm_seconds > 0 else window.keep_seconds
 
     def prewarm(self, ladder: Ladder, _now: float) -> Prewarm | None:
-        return self._idle.prewarm(ladder.function, Rung.SERVING)
+        return _prewarm(self._idle, ladder.function, Rung.SERVING)
 
 
 class RainbowCake(LeastRecentlyUsed):
@@ -167,14 +167,14 @@ class GreedyDual(LeastRecentlyUsed):
 
 
 class Ladders(LeastRecentlyUsed):
-    """Stoker's own: each layer is worth the seconds of waiting that it will probably save.
+    """Stoker's own: each layer is worth the waiting that it will probably save.
 
-    worth = rate x cost / size, in seconds saved per second and byte; the rate is that of all
-    functions that share the layer, and falls while none of them is called. A layer is kept until
-    its worth has fallen to the price of memory, so one that was called once is kept for its
-    break-even time and one that is called often for longer. Under pressure the least worth goes
-    first: greedy-dual, with a rate that ages by itself in place of the clock. A function whose
-    idle times are regular is warmed up to host memory before its next call.
+    worth = rate x cost / size; the rate is that of all functions that share the layer, and falls
+    while none of them is called. A layer is kept until its worth has fallen to the price of memory,
+    so one that was called once is kept for its break-even time and one that is called often for
+    longer. Under pressure the least worth goes first: greedy-dual, with a rate that ages by itself
+    in place of the clock. A function whose idle times are regular is warmed up to host memory
+    before its next call.
 
     Without a price, memory that nobody else needs costs nothing, and layers stay while there is
     room.
@@ -184,7 +184,7 @@ class Ladders(LeastRecentlyUsed):
         super().__init__()
         self._price = byte_seconds_per_second
         self._arrivals = Arrivals(LADDERS_ARRIVALS)
-        self._idle = _IdleTimes()
+        self._idle = IdleTimes()
         self._expected: dict[str, tuple[float, Window]] = {}
 
     def arrived(self, ladder: Ladder, now: float) -> None:
@@ -207,7 +207,7 @@ class Ladders(LeastRecentlyUsed):
         return worthwhile_seconds(count, age, _cost(layer), layer.byte_count, self._price)
 
     def prewarm(self, ladder: Ladder, _now: float) -> Prewarm | None:
-        return self._idle.prewarm(ladder.function, Rung.HOST)
+        return _prewarm(self._idle, ladder.function, Rung.HOST)
 
     def priority(self, layers: Sequence[Layer], now: float) -> float:
         size = sum(layer.byte_count for layer in layers)
@@ -227,32 +227,12 @@ class Ladders(LeastRecentlyUsed):
 
 
 def _cost(layer: Layer) -> float:
-    """The seconds to make a layer, and what a pause costs that somebody notices at all."""
-    noticed = layer.rung in (Rung.IMPORTED, Rung.HOST)
-    return layer.seconds + (NOTICED_SECONDS if noticed else 0.0)
+    return waiting_cost(layer.seconds, noticed=layer.rung in (Rung.IMPORTED, Rung.HOST))
 
 
-class _IdleTimes:
-    """A histogram for each function, fed by when it became idle and when it was called again."""
-
-    def __init__(self) -> None:
-        self._histograms: dict[str, IdleHistogram] = {}
-        self._since: dict[str, float] = {}
-
-    def begins(self, function: str, now: float) -> None:
-        self._since[function] = now
-
-    def ends(self, function: str, now: float) -> None:
-        since = self._since.pop(function, None)
-        if since is not None:
-            self.histogram(function).add(now - since)
-
-    def histogram(self, function: str) -> IdleHistogram:
-        return self._histograms.setdefault(function, IdleHistogram())
-
-    def prewarm(self, function: str, rung: Rung) -> Prewarm | None:
-        window = self.histogram(function).window()
-        if window.prewarm_seconds <= 0:
-            return None
-        keep = window.keep_seconds - window.prewarm_seconds
-        return Prewarm(window.prewarm_seconds, keep, rung)
+def _prewarm(idle: IdleTimes, function: str, rung: Rung) -> Prewarm | None:
+    window = idle.histogram(function).window()
+    if window.prewarm_seconds <= 0:
+        return None
+    keep = window.keep_seconds - window.prewarm_seconds
+    return Prewarm(window.prewarm_seconds, keep, rung)

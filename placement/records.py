@@ -9,6 +9,7 @@ Where a record lies in the store (`{}` is filled by the record's own fields):
     /residents/{node_id}/{digest}          ResidentRecord   ephemeral, by the agent
     /instances/{node_id}/{instance_id}     InstanceRecord   ephemeral, by the agent
     /assignments/{node_id}/{instance_id}   Assignment       by the leader, fenced
+    /failures/{namespace}/{name}           FailureRecord    by the leader, fenced
     /placement/epoch                       election fence   by the leader
     /placement/leader                      LeaderRecord     ephemeral, by the leader
 
@@ -52,13 +53,14 @@ class CheckpointRef:
 class Scaling:
     """How many instances a function may have, and when they go.
 
-    `concurrency` is the hard limit of requests in flight in one instance.
+    `concurrency` is the hard limit of requests in flight in one instance. Without `idle_seconds`
+    the leader decides by what it has learnt of the function.
     """
 
     minimum: int = 0
     maximum: int = 1
     concurrency: int = 16
-    idle_seconds: float = 300.0
+    idle_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,10 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class InstanceRecord:
-    """What the agent says of an instance. `failure` is an error's wire form when failed."""
+    """What the agent says of an instance. `failure` is an error's wire form when failed.
+
+    `init_seconds` is how long its process took from the fork until the function could be called.
+    """
 
     instance_id: str
     function: str
@@ -184,10 +189,36 @@ class InstanceRecord:
     started_at: float
     pid: int = 0
     failure: Mapping[str, Any] | None = None
+    init_seconds: float = 0.0
 
     @property
     def path(self) -> str:
         return f"/instances/{self.node_id}/{self.instance_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class FailureRecord:
+    """The starts of a function that failed in a row; gone after one that succeeded.
+
+    `crashes` of the `count` were the function's own fault. `error` is the last one's wire form.
+    The next start is not before `retry_at`, in seconds since the epoch; without it, there is none
+    until the function is deployed or scaled anew: `function_version` is its record's in the store.
+    """
+
+    function: str
+    function_version: int
+    instance_id: str
+    node_id: str
+    count: int
+    crashes: int
+    error: Mapping[str, Any]
+    failed_at: float
+    retry_at: float | None
+
+    @property
+    def path(self) -> str:
+        name, _, namespace = self.function.rpartition(".")
+        return f"/failures/{namespace}/{name}"
 
 
 @dataclass(frozen=True, slots=True)

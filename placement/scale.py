@@ -1,8 +1,9 @@
 """How many instances a function should have. Pure: no clock, no I/O.
 
-What may be *started* and what may be *kept* are two numbers. Demand, the minimum and a client's
-scale request start instances; recent demand only keeps those that exist. So a failed or outdated
-instance is not started again merely because somebody called the function a minute ago.
+What may be *started* and what may be *kept* are two numbers. Demand, the minimum, a client's scale
+request and a request that is due start instances; recent demand only keeps those that exist. So a
+failed or outdated instance is not started again merely because somebody called the function a
+minute ago. What the user said of idle instances outranks what was learnt.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from stoker.placement.estimate import PROCESS_SECONDS
+from stoker.placement.keepalive import ageing_rate
 from stoker.placement.records import FunctionRecord
+from stoker.placement.retention import IDLE_SECONDS_DEFAULT, UNKNOWN, Retention
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +23,8 @@ class Demand:
 
     `last_needed[k]` is when demand last needed more than k instances, so `last_needed[0]` is when
     the function was last in use. `requested_at` is when `replicas_requested` was last written.
-    Nothing starts before `not_before`; nodes in `avoid` failed it last and come last.
+    Nothing starts before `not_before`; nodes in `avoid` failed it last and come last. `retention`
+    is what its idle times speak for; the last `calls`, since `calls_since`, how often it is called.
     """
 
     in_flight: int = 0
@@ -28,6 +33,10 @@ class Demand:
     requested_at: float | None = None
     not_before: float = -math.inf
     avoid: frozenset[str] = frozenset()
+    retention: Retention = UNKNOWN
+    calls: int = 0
+    calls_since: float = -math.inf
+    start_seconds: float = PROCESS_SECONDS
 
     @property
     def busy(self) -> bool:
@@ -37,6 +46,10 @@ class Demand:
     def last_active(self) -> float:
         return self.last_needed[0] if self.last_needed else -math.inf
 
+    def rate(self, now: float) -> float:
+        """Calls per second to be expected, from how often and how recently there were some."""
+        return ageing_rate(self.calls, now - self.calls_since, now - self.last_active)
+
 
 def needed(function: FunctionRecord, demand: Demand) -> int:
     """Instances that hold every request in flight or queued, at most the maximum."""
@@ -45,15 +58,28 @@ def needed(function: FunctionRecord, demand: Demand) -> int:
     return min(instances, function.scaling.maximum)
 
 
-def startable(function: FunctionRecord, demand: Demand, now: float) -> int:
-    """The number of instances up to which new ones are started."""
+def called_for(function: FunctionRecord, demand: Demand, now: float) -> int:
+    """The instances that somebody asked for: by requests, the minimum or a scale request."""
     floor = _floor(function, demand, now)
     return min(max(needed(function, demand), floor), function.scaling.maximum)
 
 
-def desired(function: FunctionRecord, demand: Demand, existing: int, now: float) -> int:
+def startable(
+    function: FunctionRecord, demand: Demand, now: float, lead_seconds: float = 0.0
+) -> int:
+    """The number of instances up to which new ones are started; a start takes `lead_seconds`."""
+    return max(called_for(function, demand, now), _due(function, demand, now, lead_seconds))
+
+
+def desired(
+    function: FunctionRecord,
+    demand: Demand,
+    existing: int,
+    now: float,
+    lead_seconds: float = 0.0,
+) -> int:
     """How many instances there should be, when `existing` are serving or starting."""
-    target = startable(function, demand, now)
+    target = startable(function, demand, now, lead_seconds)
     return max(target, min(existing, _kept(function, demand, now), function.scaling.maximum))
 
 
@@ -64,13 +90,26 @@ def _floor(function: FunctionRecord, demand: Demand, now: float) -> int:
     if requested == 0:
         # Zero holds even below the minimum, until the function is called again.
         return scaling.minimum if demand.last_active > demand.requested_at else 0
-    if now - demand.requested_at < scaling.idle_seconds:
+    held_seconds = IDLE_SECONDS_DEFAULT if scaling.idle_seconds is None else scaling.idle_seconds
+    if now - demand.requested_at < held_seconds:
         return max(scaling.minimum, min(requested, scaling.maximum))
     return scaling.minimum
 
 
+def _due(function: FunctionRecord, demand: Demand, now: float, lead_seconds: float) -> int:
+    """1 if an instance should be there for a request that its idle times let expect."""
+    requested_at = -math.inf if demand.requested_at is None else demand.requested_at
+    # A client's word, on idle instances or how many there should be, is not second-guessed.
+    if function.scaling.idle_seconds is not None or demand.last_active <= requested_at:
+        return 0
+    return int(demand.retention.expects(now - demand.last_active, lead_seconds))
+
+
 def _kept(function: FunctionRecord, demand: Demand, now: float) -> int:
     requested, requested_at = function.replicas_requested, demand.requested_at
+    keep_seconds = function.scaling.idle_seconds
+    if keep_seconds is None:
+        keep_seconds = demand.retention.keep_seconds
     kept = 0
     for index, moment in enumerate(demand.last_needed):
         overruled = (
@@ -79,6 +118,6 @@ def _kept(function: FunctionRecord, demand: Demand, now: float) -> int:
             and index >= requested
             and moment <= requested_at
         )
-        if now - moment < function.scaling.idle_seconds and not overruled:
+        if now - moment < keep_seconds and not overruled:
             kept = index + 1
     return kept

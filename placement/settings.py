@@ -11,21 +11,28 @@ from stoker.placement.environment import (
     announced_address,
     cluster_token_file,
     log_level,
+    seconds,
     store_url,
 )
 from stoker.placement.errors import BadRequest
+from stoker.placement.histogram import BIN_SECONDS
 from stoker.placement.secrets_file import read_secret
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`bind_host` is also the address at which the others reach this process."""
+    """`bind_host` is also the address at which the others reach this process.
+
+    `idle_bin_seconds` is the grain at which idle times are learnt; all of keep-alive scales with
+    it.
+    """
 
     store_url: str
     cluster_token_file: Path
     bind_host: str = "127.0.0.1"
     bind_port: int = 0
     log_level: str = "info"
+    idle_bin_seconds: float = BIN_SECONDS
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> Settings:
@@ -37,6 +44,7 @@ class Settings:
             bind_host=host,
             bind_port=port,
             log_level=log_level(environment),
+            idle_bin_seconds=seconds(environment, "STOKER_IDLE_BIN_SECONDS", BIN_SECONDS),
         )
 
     def cluster_token(self) -> str:

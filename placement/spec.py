@@ -198,9 +198,7 @@ def status_of(
         "replicas": replicas,
         "availableReplicas": available,
         "invocationCount": invocation_count,
-        "createdAt": datetime.fromtimestamp(int(record.created_at), UTC).strftime(
-            "%Y-%m-%dT%H:%M:%SZ"
-        ),
+        "createdAt": timestamp(record.created_at),
     }
     optional = {
         "envProcess": record.env_process,
@@ -213,6 +211,11 @@ def status_of(
     }
     # Clients compare what was not supplied with nothing, not with an empty object.
     return status | {key: value for key, value in optional.items() if value}
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since the epoch as RFC 3339, in whole seconds of UTC."""
+    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _check_keys(labels: Mapping[str, str], annotations: Mapping[str, str]) -> None:
@@ -351,10 +354,10 @@ def _concurrency(stated: _Stated) -> int:
     return Scaling().concurrency if target is None else target
 
 
-def _idle_seconds(stated: _Stated) -> float:
+def _idle_seconds(stated: _Stated) -> float | None:
     text = stated.text(_IDLE_KEYS)
     if text is None:
-        return Scaling().idle_seconds
+        return None
     seconds = duration_seconds(text)
     if seconds is None or seconds > IDLE_SECONDS_MAXIMUM:
         refuse(

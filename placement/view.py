@@ -19,6 +19,7 @@ import structlog
 from stoker.placement.errors import BadRequest, DeadlineExceeded
 from stoker.placement.records import (
     Assignment,
+    FailureRecord,
     FunctionRecord,
     ImageRecord,
     InstanceRecord,
@@ -39,6 +40,7 @@ _TABLES: Mapping[str, type] = {
     "/assignments": Assignment,
     "/instances": InstanceRecord,
     "/residents": ResidentRecord,
+    "/failures": FailureRecord,
     "/nodes": NodeRecord,
     "/functions": FunctionRecord,
     "/images": ImageRecord,
@@ -71,6 +73,7 @@ class Snapshot:
     instances: Mapping[str, InstanceRecord] = field(default_factory=dict)
     assignments: Mapping[str, Assignment] = field(default_factory=dict)
     images: Mapping[str, ImageRecord] = field(default_factory=dict)
+    failures: Mapping[str, FailureRecord] = field(default_factory=dict)
     leader: LeaderRecord | None = None
     function_versions: Mapping[str, int] = field(default_factory=dict)
     instance_index: Mapping[str, tuple[InstanceRecord, ...]] | None = field(
@@ -243,6 +246,7 @@ class View:
             instances=self._table("/instances", lambda r: r.instance_id, last.instances),
             assignments=self._table("/assignments", lambda r: r.instance_id, last.assignments),
             images=self._table("/images", lambda r: r.image, last.images),
+            failures=self._table("/failures", lambda r: r.function, last.failures),
             leader=leaders[0] if leaders else None,
             function_versions=self._function_versions()
             if functions_stale

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -42,6 +43,8 @@ FAREWELL_SECONDS_MAXIMUM = 2.0
 KILL_SECONDS_MAXIMUM = 5.0
 LAST_WORDS_SECONDS_MAXIMUM = 1.0
 ANNOUNCE_SECONDS_MAXIMUM = 2.0
+# Who ends sooner, and uncalled, has not started: else it would be started again and again.
+SETTLED_SECONDS = 10.0
 
 _log = structlog.get_logger()
 
@@ -67,6 +70,8 @@ class Instance:
         self._checkpoint: OpenCheckpoint | None = None
         self._open_seconds = 0.0
         self._worker: Worker | None = None
+        self._serving_at = math.inf
+        self._called = False
         self._status_pipe: asyncio.StreamReader | None = None
         self._log_pump: asyncio.Task[None] | None = None
         self._transports: list[asyncio.ReadTransport] = []
@@ -246,10 +251,21 @@ class Instance:
     def _hear(self, said: WorkerStatus) -> None:
         if said.event == "failed":
             raise StokerError.from_wire(said.error or {})
+        if said.event == "called":
+            self._called = True
+            return
         assert self._worker is not None
+        self._serving_at = time.monotonic()
         made = ", made from its template" if said.from_template else ""
         self._say(f"serving at {self.record.address} after {self._age():.3f} s{made}")
-        self._announce(replace(self.record, state="serving", pid=self._worker.pid))
+        self._announce(
+            replace(
+                self.record,
+                state="serving",
+                pid=self._worker.pid,
+                init_seconds=said.init_seconds,
+            )
+        )
         self._node.on_serving(said.init_seconds)
 
     async def _cause_of_death(
@@ -257,13 +273,17 @@ class Instance:
     ) -> StokerError:
         """What the worker said last, or how it ended."""
         with contextlib.suppress(TimeoutError, StartFailed):
-            said = await asyncio.wait_for(status, LAST_WORDS_SECONDS_MAXIMUM)
-            if said is not None and said.event == "failed":
-                return StokerError.from_wire(said.error or {})
+            async with asyncio.timeout(LAST_WORDS_SECONDS_MAXIMUM):
+                while (said := await status) is not None:
+                    if said.event == "failed":
+                        return StokerError.from_wire(said.error or {})
+                    self._called = self._called or said.event == "called"
+                    status = asyncio.ensure_future(self._next_status())
         code = worker.exited.result()
         how = f"died of signal {-code}" if code < 0 else f"ended with exit code {code}"
         # Only a start that failed holds the next one back; what has served may start at once.
-        cls = StartFailed if self.record.state == "starting" else InstanceLost
+        started = self._called or time.monotonic() - self._serving_at >= SETTLED_SECONDS
+        cls = InstanceLost if started else StartFailed
         return cls(
             f"Expected worker pid {worker.pid} of {self.record.function} to live, "
             f"found that it {how}.",

@@ -30,6 +30,7 @@ import uvloop
 
 from stoker.placement.errors import StartFailed, StokerError
 from stoker.runtime.handlers.calls import contained_task
+from stoker.runtime.handlers.http import Handler, Request, Response
 from stoker.runtime.template import ModelTemplate
 from stoker.runtime.worker_function import build
 from stoker.runtime.worker_http import Ready, WorkerApp
@@ -145,7 +146,7 @@ class _Worker:
             )
         else:
             # Requests may come in at once; to the node it serves when its weights are all there.
-            ready.set_result(made)
+            ready.set_result(replace(made, handler=self._telling(made.handler)))
             try:
                 if made.bytes_at is not None:
                     await asyncio.wrap_future(made.bytes_at)
@@ -154,6 +155,19 @@ class _Worker:
                 return
             init_seconds = made.at - self._forked_at
             self._report(WorkerStatus("serving", init_seconds, template is not None))
+
+    def _telling(self, handler: Handler) -> Handler:
+        """The handler; its first call is told, so that a death in it is no failed start."""
+        told = False
+
+        async def handle(request: Request) -> Response:
+            nonlocal told
+            if not told:
+                told = True
+                self._report(WorkerStatus("called"))
+            return await handler(request)
+
+        return handle
 
     def _refuse(self, ready: asyncio.Future[Ready], error: StokerError) -> None:
         ready.set_exception(error)

@@ -108,10 +108,11 @@ class ZygoteEvent:
 class WorkerStatus:
     """One line of the status pipe. `error` is the wire form of what made the start fail.
 
-    `from_template` says that the zygote had the function ready but for its weights.
+    `from_template` says that the zygote had the function ready but for its weights. `called` is
+    said before the first request is handled, which may be before `serving`.
     """
 
-    event: Literal["serving", "failed"]
+    event: Literal["serving", "called", "failed"]
     init_seconds: float = 0.0
     from_template: bool = False
     error: Mapping[str, Any] | None = None

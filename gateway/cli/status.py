@@ -100,6 +100,8 @@ def describe(name: str, namespace: str, gateway: str | None, as_json: bool) -> N
         ("invocations", f"{function.get('invocationCount', 0):.0f}"),
         ("url", f"{client.url}/function/{name}" + (f".{namespace}" if namespace else "")),
     ]
+    if failure := function.get("failure"):
+        rows.append(("failed starts", failure_in_words(failure)))
     for kind in ("annotations", "labels", "envVars", "limits", "requests"):
         rows += [(f"{kind}.{key}", value) for key, value in (function.get(kind) or {}).items()]
     rows += [("secret", secret) for secret in function.get("secrets") or ()]
@@ -123,6 +125,13 @@ def instance_row(instance: Mapping[str, Any]) -> tuple[str, ...]:
         str(instance["in_flight"]),
         str(failure.get("cause", "")),
     )
+
+
+def failure_in_words(failure: Mapping[str, Any]) -> str:
+    """How many starts failed in a row, what comes next, and the last one's cause."""
+    retry_at = failure["retryAt"]
+    then = f"next try at {retry_at}" if retry_at else "given up until deployed or scaled again"
+    return f"{failure['failedStarts']} in a row, {then}: {failure['cause']}"
 
 
 def node_row(node: Mapping[str, Any]) -> Sequence[str]:

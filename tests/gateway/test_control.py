@@ -7,15 +7,17 @@ import json
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from aiohttp import web as server
 
 from harness import web
 from harness.gateway import Bench
 from stoker.gateway.builder import CONFIG_NAME
-from stoker.placement.errors import CheckpointMissing
+from stoker.placement.errors import CheckpointMissing, StartFailed
 from stoker.placement.records import (
     CheckpointRef,
+    FailureRecord,
     FunctionRecord,
     ImageRecord,
     ResidentRecord,
@@ -81,6 +83,20 @@ def test_deploy_update_and_remove_with_the_statuses_of_faas_cli(bench: Bench) ->
     assert bench.system("DELETE", "/system/functions", gone).status == 202
     assert bench.system("GET", "/system/function/life").status == 404
     assert bench.system("DELETE", "/system/functions", gone).status == 404
+
+
+def test_a_function_says_which_starts_failed_and_when_the_next_is(bench: Bench) -> None:
+    image(bench, "broken:latest")
+    time.sleep(0.1)
+    assert bench.system("POST", "/system/functions", deployment("broken")).status == 202
+    assert "failure" not in bench.system("GET", "/system/function/broken").json()
+    wire = StartFailed("It ended with exit code 3.", "Read the log.").to_wire()
+    failed = FailureRecord("broken.openfaas-fn", 1, "1-0", "n", 2, 2, wire, 0.0, 86400.0)
+    for retry_at, told in ((86400.0, "1970-01-02T00:00:00Z"), (None, None)):
+        bench.store.put(failed.path, encode(replace(failed, retry_at=retry_at)))
+        time.sleep(0.1)
+        status = bench.system("GET", "/system/function/broken").json()
+        assert status["failure"] == {"failedStarts": 2, "retryAt": told, **wire}
 
 
 def test_a_namespace_comes_from_the_body_or_the_query(bench: Bench) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from stoker.gateway.router import ASK_AGAIN_SECONDS, Router, Target, choose, targets
-from stoker.placement.errors import NoCapacity, Unavailable
+from stoker.placement.errors import CrashLoop, NoCapacity, Unavailable
 from stoker.placement.records import (
     Assignment,
     FunctionDemand,
@@ -129,6 +129,18 @@ def test_placement_is_asked_again_only_after_a_while_or_a_change() -> None:
         world.router.release(slot)
 
     asyncio.run(run())
+
+
+def test_what_was_given_up_is_refused_at_once_each_time() -> None:
+    async def run() -> None:
+        world = World(snapshot())
+        world.placer.answer = CrashLoop("f.ns failed to start 5 times in a row.")
+        for asked in (1, 2, 3):
+            with pytest.raises(CrashLoop, match="5 times"):
+                await world.router.acquire(FUNCTION)
+            assert world.placer.asked == asked
+
+    asyncio.run(asyncio.wait_for(run(), 5))
 
 
 def test_an_instance_that_appears_in_the_view_serves_who_waits() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -139,6 +140,28 @@ class Stack:
         if answer.status == 404:
             answer = self.system("POST", "/system/functions", body | fields)
         return answer
+
+    def deploy_code(
+        self, folder: Path, name: str, handler: str, annotations: Mapping[str, str] | None = None
+    ) -> None:
+        """Build and deploy a function from the text of its handler.py."""
+        code = folder / name
+        code.mkdir(parents=True, exist_ok=True)
+        (code / "handler.py").write_text(handler)
+        function = {
+            "lang": "python3-stoker",
+            "handler": f"./{name}",
+            "image": f"stoker/{name}:latest",
+            "annotations": dict(annotations or {}),
+        }
+        provider = {"name": "openfaas"}
+        spec = {"version": "1.0", "provider": provider, "functions": {name: function}}
+        (folder / f"{name}.yaml").write_text(json.dumps(spec))
+        self.run("deploy", "-f", str(folder / f"{name}.yaml"))
+
+    def call(self, name: str, body: bytes = b"x") -> web.Answer:
+        headers = {"Accept": "application/json"}
+        return web.call("POST", f"{self.url}/function/{name}", body, headers)
 
     def remove(self, name: str) -> None:
         self.system("DELETE", "/system/functions", {"functionName": name})

@@ -148,10 +148,14 @@ class WorkerProcess:
         self.pid = event.pid
 
     def status(self, timeout_seconds: float = 30.0) -> WorkerStatus:
+        """How the start went; that a request came first is passed over."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._status_read, selectors.EVENT_READ)
-            assert selector.select(timeout_seconds), f"no status; log: {self.log()}"
-        return decode_status(os.read(self._status_read, 65536).splitlines()[0])
+            while True:
+                assert selector.select(timeout_seconds), f"no status; log: {self.log()}"
+                for line in os.read(self._status_read, 65536).splitlines():
+                    if (said := decode_status(line)).event != "called":
+                        return said
 
     def log(self) -> str:
         text = b""

@@ -9,6 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from harness.cluster import Cluster
 from harness.store_child import open_for_test
 from harness.zookeeper import ZooKeeperServer
 from stoker.placement.memory_store import MemoryStore
@@ -88,3 +89,12 @@ def shared_kit(request: pytest.FixtureRequest, make_kit: Callable[[str], StoreKi
 @pytest.fixture
 def store(kit: StoreKit) -> Store:
     return kit.open()
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    made = Cluster()
+    made.deploy()
+    made.join()
+    made.elect()
+    return made

@@ -7,14 +7,10 @@ import pytest
 from harness.cluster import EPOCH_PATH, FUNCTION, Cluster
 from stoker.placement.controller import ADDRESS_REST_SECONDS, Controller
 from stoker.placement.errors import (
-    CheckpointMissing,
     CoordinationLost,
     Fenced,
     FunctionNotFound,
-    InstanceLost,
     NoCapacity,
-    StartFailed,
-    StokerError,
     Unavailable,
 )
 from stoker.placement.records import (
@@ -28,15 +24,6 @@ from stoker.placement.records import (
 from stoker.placement.view import LEADER_PATH, View
 
 ONE = dataclasses.replace(FUNCTION, scaling=dataclasses.replace(FUNCTION.scaling, maximum=1))
-
-
-@pytest.fixture
-def cluster() -> Cluster:
-    made = Cluster()
-    made.deploy()
-    made.join()
-    made.elect()
-    return made
 
 
 def test_a_place_is_answered_with_an_assignment_that_is_in_the_store(cluster: Cluster) -> None:
@@ -181,6 +168,30 @@ def test_asking_for_the_same_replicas_again_starts_them_again(cluster: Cluster) 
         assert cluster.assigned() == []
 
 
+def test_a_function_called_every_hour_is_ready_before_its_next_call(cluster: Cluster) -> None:
+    hourly = dataclasses.replace(FUNCTION, scaling=Scaling(maximum=2, concurrency=1))
+    cluster.deploy(hourly)
+    for _ in range(11):
+        assert len(cluster.place()) == 1
+        cluster.serve()
+        cluster.report(idle_seconds=0.0)
+        cluster.now += 3599.0
+        cluster.report(idle_seconds=3599.0)
+        for made in cluster.store.list("/instances"):
+            cluster.store.delete(made.path)
+        cluster.now += 1.0
+    cluster.place()
+    cluster.serve()
+    seen = {}
+    for second in range(0, 4201, 60):
+        cluster.report(idle_seconds=float(second))
+        seen[second] = len(cluster.assigned())
+        cluster.serve()
+        cluster.now += 60.0
+    there = [second for second, count in seen.items() if count]
+    assert there == [0, *range(3240, 4026, 60)]
+
+
 def test_a_minimum_is_started_by_reconcile_alone(cluster: Cluster) -> None:
     warm = dataclasses.replace(FUNCTION, scaling=Scaling(minimum=2, maximum=2))
     cluster.deploy(warm)
@@ -193,61 +204,6 @@ def test_deleting_a_function_removes_its_assignments(cluster: Cluster) -> None:
     cluster.store.delete(FUNCTION.path)
     cluster.controller.reconcile()
     assert cluster.assigned() == []
-
-
-class TestFailure:
-    def fail(self, cluster: Cluster, error: StokerError | None) -> None:
-        cluster.announce(cluster.assigned()[-1], "failed", error)
-
-    def test_the_client_sees_why_the_start_failed(self, cluster: Cluster) -> None:
-        cluster.place()
-        self.fail(cluster, CheckpointMissing("There is no such prefix.", "Upload it."))
-        with pytest.raises(CheckpointMissing, match="no such prefix") as caught:
-            cluster.place()
-        assert caught.value.retry_after_seconds == 1.0
-        assert cluster.assigned() == []
-
-    def test_a_failure_without_a_reason_is_a_failed_start(self, cluster: Cluster) -> None:
-        cluster.place()
-        self.fail(cluster, None)
-        with pytest.raises(StartFailed):
-            cluster.place()
-
-    def test_what_served_and_died_is_started_again_at_once(self, cluster: Cluster) -> None:
-        assert cluster.place() == ["1-0"]
-        cluster.serve()
-        self.fail(cluster, InstanceLost("It died of signal 9."))
-        assert cluster.place() == ["1-1"]
-
-    def test_after_a_pause_it_is_tried_again_on_another_node(self, cluster: Cluster) -> None:
-        cluster.place()
-        self.fail(cluster, None)
-        cluster.controller.reconcile()
-        cluster.join("z")
-        cluster.now += 1.0
-        assert cluster.place() == ["1-1"]
-        assert cluster.assigned()[0].node_id == "z"
-
-    def test_the_pause_doubles_and_a_new_generation_ends_it(self, cluster: Cluster) -> None:
-        cluster.join(sockets=8)
-        for pause in (1.0, 2.0, 4.0):
-            cluster.place()
-            self.fail(cluster, None)
-            with pytest.raises(StartFailed) as caught:
-                cluster.place()
-            assert caught.value.retry_after_seconds == pause
-            cluster.now += pause
-        cluster.place()
-        self.fail(cluster, None)
-        cluster.deploy(dataclasses.replace(FUNCTION, generation=2))
-        assert len(cluster.place()) == 1
-
-    def test_a_failure_does_not_hide_the_instances_that_serve(self, cluster: Cluster) -> None:
-        cluster.place(queued=2)
-        first, second = cluster.assigned()
-        cluster.announce(first, "serving")
-        cluster.announce(second, "failed")
-        assert cluster.place(queued=2)[0] == "1-0"
 
 
 class TestAddresses:

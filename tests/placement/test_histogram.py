@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stoker.placement.histogram import RANGE_SECONDS, IdleHistogram, Window
+from stoker.placement.histogram import BIN_SECONDS, BINS, IdleHistogram, IdleTimes, Window
 
 HOUR = 3600.0
 
@@ -50,7 +50,31 @@ def test_idle_times_beyond_the_range_are_forecast() -> None:
     assert of(*[10 * HOUR] * 5, *[600.0] * 5).window().prewarm_seconds == 540.0
 
 
-@given(st.lists(st.floats(0.0, 3 * RANGE_SECONDS), max_size=200))
+def test_narrower_bins_make_everything_faster() -> None:
+    slow, fast = of(*[10.5 * 60] * 10), IdleHistogram(bin_seconds=0.5)
+    for _ in range(10):
+        fast.add(10.5 * 0.5)
+
+    assert slow.window() == Window(540.0, pytest.approx(726.0))
+    assert fast.window() == Window(4.5, pytest.approx(6.05))
+    assert IdleHistogram(0.5).window() == Window(0.0, 120.0)
+
+
+def test_an_idle_time_is_from_the_end_of_a_request_to_the_next() -> None:
+    idle = IdleTimes()
+    idle.ends("f", 10.0)
+    assert idle.histogram("f").samples == 0
+
+    idle.begins("f", 20.0)
+    idle.ends("f", 320.0)
+    idle.ends("f", 900.0)
+    assert idle.histogram("f").counts[5] == idle.histogram("f").samples == 1
+
+    idle.forget("f")
+    assert idle.histogram("f").samples == 0
+
+
+@given(st.lists(st.floats(0.0, 3 * BINS * BIN_SECONDS), max_size=200))
 def test_a_window_never_ends_before_it_begins(idle_seconds: list[float]) -> None:
     histogram = of(*idle_seconds)
     window = histogram.window()

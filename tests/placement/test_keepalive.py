@@ -12,6 +12,7 @@ from stoker.placement.keepalive import (
     greedy_dual,
     interval_seconds,
     rainbowcake_seconds,
+    waiting_cost,
     worthwhile_seconds,
 )
 from stoker.placement.ladder import Layer, Rung
@@ -54,6 +55,14 @@ def test_the_interval_is_the_80th_percentile_of_a_poisson_process() -> None:
 
 def test_greedy_dual_is_clock_plus_frequency_times_cost_over_size() -> None:
     assert greedy_dual(clock=1.5, frequency=3, seconds=2.0, byte_count=4) == 3.0
+
+
+def test_one_long_wait_costs_more_than_several_short_ones_of_the_same_length() -> None:
+    assert waiting_cost(2.0, noticed=False) == pytest.approx(2.0**1.3)
+    assert waiting_cost(3.0, noticed=True) == pytest.approx(4.0**1.3)
+    assert waiting_cost(4.0, noticed=False) > 2.0 * waiting_cost(2.0, noticed=False)
+    # For what is not noticed while it lasts, notice is what counts.
+    assert waiting_cost(0.1, noticed=True) > 10.0 * waiting_cost(0.1, noticed=False)
 
 
 def test_rates_are_of_the_last_arrivals_within_a_day() -> None:

@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stoker.placement.histogram import Window
 from stoker.placement.records import FunctionRecord, Scaling
-from stoker.placement.scale import Demand, desired, needed, startable
+from stoker.placement.retention import Retention
+from stoker.placement.scale import Demand, called_for, desired, needed, startable
 
 FUNCTION = FunctionRecord(
     "f", "ns", "img", scaling=Scaling(minimum=0, maximum=4, concurrency=2, idle_seconds=60.0)
@@ -89,6 +91,61 @@ def test_a_call_after_scaling_to_zero_starts_and_keeps_an_instance_again() -> No
 def test_scaling_down_to_one_stops_the_others_at_once() -> None:
     demand = Demand(last_needed=(NOW - 1.0,) * 3, requested_at=NOW)
     assert desired(asked(FUNCTION, 1), demand, 3, NOW) == 1
+
+
+LEARNT = dataclasses.replace(FUNCTION, scaling=Scaling(maximum=4, concurrency=2))
+HOURLY = Retention(60.0, Window(3240.0, 4026.0))
+
+
+def last_called(seconds_ago: float, keep: Retention = HOURLY, **fields: float) -> Demand:
+    return Demand(last_needed=(NOW - seconds_ago,), retention=keep, **fields)
+
+
+@pytest.mark.parametrize(
+    ("seconds_ago", "existing", "expected"),
+    [
+        (59.0, 1, 1),  # it just ended
+        (60.0, 1, 0),  # nobody is expected for an hour
+        (3239.0, 0, 0),
+        (3240.0, 0, 1),  # it starts ahead of the next request
+        (4025.0, 1, 1),
+        (4026.0, 1, 0),  # the request did not come
+    ],
+)
+def test_a_regular_function_is_there_when_its_next_request_is_due(
+    seconds_ago: float, existing: int, expected: int
+) -> None:
+    demand = last_called(seconds_ago)
+    assert desired(LEARNT, demand, existing, NOW) == expected
+    assert called_for(LEARNT, demand, NOW) == 0
+
+
+def test_a_slow_start_begins_sooner() -> None:
+    assert desired(LEARNT, last_called(3100.0), 0, NOW) == 0
+    assert desired(LEARNT, last_called(3100.0), 0, NOW, lead_seconds=500.0) == 1
+
+
+def test_how_long_an_instance_stays_is_the_users_word_if_he_said_it() -> None:
+    for seconds_ago, expected in ((59.0, 1), (60.0, 0), (3240.0, 0)):
+        for keep in (HOURLY, Retention(4000.0)):
+            assert desired(FUNCTION, last_called(seconds_ago, keep), 1, NOW) == expected
+    assert desired(LEARNT, last_called(3999.0, Retention(4000.0)), 1, NOW) == 1
+    assert desired(MINIMUM_1, last_called(61.0), 1, NOW) == 1
+
+
+def test_after_a_scale_request_nothing_starts_ahead_until_the_next_call() -> None:
+    for replicas, expected in ((0, 0), (2, 2)):
+        demand = last_called(3300.0, requested_at=NOW - 100.0)
+        assert desired(asked(LEARNT, replicas), demand, 0, NOW) == expected
+    demand = last_called(3300.0, requested_at=NOW - 3400.0)
+    assert desired(asked(LEARNT, 0), demand, 0, NOW) == 1
+
+
+def test_a_scale_request_holds_for_five_minutes_where_nothing_is_said() -> None:
+    demand = last_called(2000.0, requested_at=NOW - 299.0)
+    assert desired(asked(LEARNT, 3), demand, 0, NOW) == 3
+    demand = last_called(2000.0, requested_at=NOW - 300.0)
+    assert desired(asked(LEARNT, 3), demand, 3, NOW) == 0
 
 
 @given(

@@ -32,7 +32,7 @@ def test_a_model_function_chats_by_default_and_has_one_instance_at_most() -> Non
         "s3://models/chat",
         "openfaas-fn",
     )
-    assert draft.scaling == Scaling(minimum=0, maximum=1, concurrency=16, idle_seconds=300.0)
+    assert draft.scaling == Scaling(minimum=0, maximum=1, concurrency=16, idle_seconds=None)
 
 
 def test_a_function_without_a_model_is_custom_and_has_four_instances_at_most() -> None:

@@ -7,6 +7,7 @@ from stoker.placement.errors import CoordinationLost, DeadlineExceeded
 from stoker.placement.memory_store import MemoryStore
 from stoker.placement.records import (
     Assignment,
+    FailureRecord,
     FunctionRecord,
     ImageRecord,
     InstanceRecord,
@@ -24,6 +25,7 @@ RESIDENT = ResidentRecord("n", "a" * 64, 1, 2)
 INSTANCE = InstanceRecord("i-1", "f.ns", 1, "n", "127.0.0.1:2", "serving", 1, 0.0)
 ASSIGNMENT = Assignment("i-1", "f.ns", 1, "n", "127.0.0.1:2", 1, 0.0)
 IMAGE = ImageRecord("img", "b" * 64)
+FAILURE = FailureRecord("f.ns", 1, "i-0", "n", 1, 1, {"code": "start_failed"}, 0.5, 1.5)
 LEADER = LeaderRecord("me", "127.0.0.1:3", 1)
 
 
@@ -63,7 +65,7 @@ def store() -> MemoryStore:
 
 
 def fill(store: MemoryStore) -> None:
-    for record in (FUNCTION, NODE, RESIDENT, INSTANCE, ASSIGNMENT):
+    for record in (FUNCTION, NODE, RESIDENT, INSTANCE, ASSIGNMENT, FAILURE):
         store.put(record.path, encode(record))
     store.put(ImageRecord.path_of("img"), encode(IMAGE))
     store.put(LEADER_PATH, encode(LEADER))
@@ -78,6 +80,7 @@ def check_full(snapshot: Snapshot) -> None:
     assert snapshot.instances == {"i-1": INSTANCE}
     assert snapshot.assignments == {"i-1": ASSIGNMENT}
     assert snapshot.images == {"img": IMAGE}
+    assert snapshot.failures == {"f.ns": FAILURE}
     assert snapshot.leader == LEADER
     assert snapshot.instances_of("f.ns") == (INSTANCE,)
     assert snapshot.assignments_of("f.ns") == (ASSIGNMENT,)

@@ -34,6 +34,7 @@ from stoker.runtime.worker_start import WorkerStart
 FUNCTION = FunctionRecord("echo", "openfaas-fn", "echo:latest")
 MODEL = replace(FUNCTION, checkpoint=CheckpointRef("file:///m", "a" * 64, 10, False))
 SERVING = {"event": "serving", "init_seconds": 0.25}
+CALLED = {"event": "called"}
 
 
 @dataclass
@@ -182,10 +183,14 @@ class World:
             self.changed.clear()
 
     async def serving(self) -> FakeWorker:
+        return await self.said(SERVING)
+
+    async def said(self, status: dict[str, Any]) -> FakeWorker:
         await asyncio.wait_for(self.forked.wait(), 5)
         assert self.worker is not None
-        self.worker.say(SERVING)
-        await self.until("serving")
+        self.worker.say(status)
+        if status is SERVING:
+            await self.until("serving")
         return self.worker
 
     async def end(self) -> None:
@@ -222,6 +227,7 @@ def test_a_life_from_start_to_stop(tmp_path: Path) -> None:
     world = in_world(tmp_path, story)
     assert world.states == ["starting", "serving", "stopping"]
     assert world.init_seconds == [0.25]
+    assert world.instance.record.init_seconds == 0.25
     assert world.instance.record.pid == 4242
     assert "hello" in world.texts()
     assert "unfinished" in world.texts()
@@ -258,19 +264,34 @@ def test_a_model_is_forked_while_its_bytes_still_flow(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "how"), [(-9, "died of signal 9"), (3, "ended with exit code 3")]
+    ("said", "settled_seconds", "status", "how", "error"),
+    [
+        (SERVING, 10.0, 3, "ended with exit code 3", StartFailed),
+        (SERVING, 0.0, 3, "ended with exit code 3", InstanceLost),
+        # It may be called before its weights are all there.
+        (CALLED, 10.0, -9, "died of signal 9", InstanceLost),
+    ],
 )
-def test_a_worker_that_dies_is_an_instance_lost_that_says_how(
-    tmp_path: Path, status: int, how: str
+def test_a_worker_that_dies_says_how_and_uncalled_at_once_it_has_not_started(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: dict[str, Any],
+    settled_seconds: float,
+    status: int,
+    how: str,
+    error: type[StokerError],
 ) -> None:
+    monkeypatch.setattr(instance_module, "SETTLED_SECONDS", settled_seconds)
+
     async def story(world: World) -> None:
-        (await world.serving()).exit(status)
+        worker = await world.said(said)
+        worker.exit(status)
         await world.end()
 
     world = in_world(tmp_path, story)
     assert world.states[-1] == "failed"
     (failure,) = world.failures
-    assert failure["code"] == InstanceLost.code
+    assert failure["code"] == error.code
     assert "worker pid 4242" in failure["cause"]
     assert how in failure["cause"]
     assert any(how in text for text in world.texts())
