@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stoker.placement.records import CheckpointRef
+from stoker.runtime.cgroups import ControlGroups
 from stoker.runtime.function_logs import FunctionLogs
 from stoker.runtime.worker_start import WorkerStart
 
@@ -64,6 +65,7 @@ class Announcer(Protocol):
 class Node:
     """What an instance needs of its node.
 
+    `sandbox_levels` are those that every worker enters, `hidden` the folders that none sees.
     `open_checkpoint` and `open_code` block and are run in `threads`; waiting for a load to end
     takes a thread of `waiting_threads`. `on_serving` is told a worker's init seconds.
     """
@@ -80,3 +82,6 @@ class Node:
     run_dir: Path
     threads: Executor
     waiting_threads: Executor
+    groups: ControlGroups
+    sandbox_levels: tuple[str, ...]
+    hidden: tuple[str, ...]

@@ -8,6 +8,7 @@ starts, so that the next instance of each is a fork and a mapping.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -20,6 +21,7 @@ import structlog
 
 from stoker.placement.errors import BadRequest, StartFailed, StokerError
 from stoker.runtime import worker
+from stoker.runtime.cgroups import adopt
 from stoker.runtime.engine.preload import preload
 from stoker.runtime.template import ModelTemplate
 from stoker.runtime.templates import Templates, freeze
@@ -103,10 +105,13 @@ class Zygote:
     def _begin(self, start: WorkerStart, message: bytes, descriptors: Sequence[int]) -> None:
         pid = self._templates.hand_over(start, message, descriptors)
         template = self._templates.take(start)
+        was_parked = pid is not None
         if pid is None:
             pid = self._fork(start, descriptors, template)
         self._instances[pid] = start.instance_id
         self._send(ZygoteEvent("forked", start.instance_id, pid))
+        if was_parked:
+            _hold(pid, start.sandbox.groups)
 
     def _fork(
         self, start: WorkerStart, descriptors: Sequence[int], template: ModelTemplate | None
@@ -146,6 +151,16 @@ class Zygote:
         except (BrokenPipeError, ConnectionError):
             # The agent is gone; the next receive says so.
             return
+
+
+def _hold(pid: int, groups: Sequence[str]) -> None:
+    """Puts a process that was parked into its instance's groups; meanwhile it starts."""
+    try:
+        adopt(pid, groups)
+    except StartFailed as error:
+        _log.error("worker_not_limited", pid=pid, cause=error.cause)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def main() -> None:
