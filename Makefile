@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 BENCH_INSTALLED := $(VENV)/.bench-installed
 
-.PHONY: test lint unit chaos-checkpoint demo bench-loader bench-keepalive native-sanitize native-fuzz format clean
+.PHONY: test lint unit chaos-checkpoint chaos-cycles demo bench-loader bench-keepalive native-sanitize native-fuzz format clean
 
 test: lint unit
 
@@ -39,7 +39,11 @@ unit: $(INSTALLED)
 
 # Every round of the faults of which `make test` runs a few: kills, damage, a full disk.
 chaos-checkpoint: $(INSTALLED)
-	$(BIN)/pytest tests/chaos --full -rP
+	$(BIN)/pytest tests/chaos --ignore tests/chaos/test_cycles.py --full -rP
+
+# 1,000 starts and stops of real workers; about N minutes.
+chaos-cycles: $(INSTALLED)
+	$(BIN)/pytest tests/chaos/test_cycles.py --full -rP
 
 demo: $(INSTALLED)
 	$(BIN)/python benchmarks/demo/run.py

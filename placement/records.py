@@ -121,7 +121,8 @@ class NodeRecord:
     """One node agent. Bandwidths are measured, in bytes per second (0: not yet known).
 
     `spare_addresses` are `host:port` of listening sockets that no instance owns yet; the
-    planner gives one to a client while its command to the agent still travels.
+    planner gives one to a client while its command to the agent still travels. `sandbox` names
+    what functions are held by on this node.
     """
 
     node_id: str
@@ -135,6 +136,7 @@ class NodeRecord:
     ssd_bandwidth: float = 0.0
     init_seconds: float = 0.0
     zygote_ready: bool = False
+    sandbox: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:

@@ -24,6 +24,7 @@ from stoker.placement.names import (
     valid_secret_name,
 )
 from stoker.placement.records import CheckpointRef, FunctionRecord, Scaling, Task, encode
+from stoker.placement.resources import parse_limits
 from stoker.placement.spec_fields import (
     TEXT_CHARACTERS_MAXIMUM,
     duration_seconds,
@@ -131,7 +132,7 @@ def parse_deployment(
         annotations=annotations,
         secrets=tuple(valid_secret_name(name) for name in list_field(body, "secrets")),
         constraints=list_field(body, "constraints"),
-        limits=texts_field(body, "limits"),
+        limits=_limits(body),
         requests=texts_field(body, "requests"),
         read_only_root_filesystem=read_only,
     )
@@ -286,6 +287,12 @@ def _task(annotations: Mapping[str, str], model_uri: str | None) -> Task:
         )
     known: Task = task  # type: ignore[assignment]  # checked against the Literal above
     return known
+
+
+def _limits(body: Mapping[str, Any]) -> dict[str, str] | None:
+    limits = texts_field(body, "limits")
+    parse_limits(limits)
+    return limits
 
 
 def _choice(

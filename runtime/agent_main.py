@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
@@ -21,6 +21,7 @@ from stoker.placement.records import CheckpointRef, NodeRecord
 from stoker.placement.state_lock import lock_state
 from stoker.placement.store import Store
 from stoker.placement.stores import open_store
+from stoker.runtime import cgroup_trees, sandbox
 from stoker.runtime.agent import Agent, Tiers
 from stoker.runtime.agent_http import Server, application
 from stoker.runtime.announcements import Announcements
@@ -110,13 +111,16 @@ async def _serve(
         on_change=lambda: agent.note_change() if agent else None,
         cluster_token=settings.cluster_token,
     )
+    groups = await asyncio.to_thread(cgroup_trees.find)
+    levels = await asyncio.to_thread(_sandbox_levels, groups.missing)
+    await asyncio.to_thread(groups.remove_leftovers)
     zygote = ZygoteClient(
         program(settings.run_dir, os.environ),
         on_change=lambda: agent.announce() if agent else None,
     )
     zygotes = _zygotes(settings, zygote)
     agent = Agent(
-        _record(settings, address_of(listening), pool),
+        _record(settings, address_of(listening), pool, levels + groups.levels),
         store,
         SpareSockets(settings.bind_host),
         announcements,
@@ -140,6 +144,9 @@ async def _serve(
             run_dir=settings.run_dir,
             threads=threads,
             waiting_threads=waiting_threads,
+            groups=groups,
+            sandbox_levels=levels,
+            hidden=(str(settings.state_dir),),
         )
         threads.submit(prepare_s3, checkpoint_settings)
         server = Server(
@@ -158,7 +165,18 @@ async def _serve(
     _log.info("agent_stopped", node_id=settings.node_id)
 
 
-def _record(settings: Settings, address: str, pool: Pool) -> NodeRecord:
+def _sandbox_levels(missing_limits: Mapping[str, str]) -> tuple[str, ...]:
+    """What workers will be held by here; what they will not be held by is logged."""
+    found = sandbox.probe()
+    missing = {name: why for name, why in {**found, **missing_limits}.items() if why}
+    if missing:
+        _log.warning("sandbox_incomplete", **missing)
+    return sandbox.in_force(found)
+
+
+def _record(
+    settings: Settings, address: str, pool: Pool, sandbox_levels: tuple[str, ...]
+) -> NodeRecord:
     return NodeRecord(
         node_id=settings.node_id,
         agent_address=address,
@@ -166,6 +184,7 @@ def _record(settings: Settings, address: str, pool: Pool) -> NodeRecord:
         dram_bytes=pool.capacity_bytes,
         ssd_bytes=settings.ssd_bytes,
         instances_maximum=settings.instances_maximum,
+        sandbox=sandbox_levels,
     )
 
 

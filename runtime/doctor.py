@@ -28,6 +28,7 @@ from stoker.runtime.doctor_machine import (
     check_gpus,
     check_memory,
 )
+from stoker.runtime.doctor_sandbox import check_limits, check_sandbox
 from stoker.runtime.doctor_services import S3, check_s3, check_store
 from stoker.runtime.doctor_software import (
     NATIVE_MODULE,
@@ -54,6 +55,8 @@ def node_checks(environment: Mapping[str, str]) -> Iterator[Check]:
     yield check_locked_memory()
     yield check_io_uring()
     yield check_open_files()
+    yield check_sandbox()
+    yield check_limits()
     yield check_cores()
     yield check_digest_instructions()
     yield check_gpus()

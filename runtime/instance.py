@@ -32,9 +32,18 @@ from stoker.placement.records import (
     InstanceRecord,
     encode,
 )
+from stoker.placement.resources import Limits, parse_limits
+from stoker.runtime.cgroups import Group
 from stoker.runtime.function_logs import LineSplitter
 from stoker.runtime.node import Node, OpenCheckpoint, Worker, Zygote
-from stoker.runtime.worker_start import CheckpointStart, WorkerStart, WorkerStatus, decode_status
+from stoker.runtime.worker_end import cause_of_death
+from stoker.runtime.worker_start import (
+    CheckpointStart,
+    SandboxStart,
+    WorkerStart,
+    WorkerStatus,
+    decode_status,
+)
 
 STARTUP_SECONDS_MAXIMUM = 600.0
 DRAIN_SECONDS_MAXIMUM = 30.0
@@ -72,6 +81,7 @@ class Instance:
         self._worker: Worker | None = None
         self._serving_at = math.inf
         self._called = False
+        self._grouping: asyncio.Future[Group] | None = None
         self._status_pipe: asyncio.StreamReader | None = None
         self._log_pump: asyncio.Task[None] | None = None
         self._transports: list[asyncio.ReadTransport] = []
@@ -131,6 +141,10 @@ class Instance:
     async def _start(self) -> None:
         loop, node = asyncio.get_running_loop(), self._node
         function = await self._find_function()
+        limits = parse_limits(function.limits)
+        self._grouping = asyncio.ensure_future(
+            asyncio.to_thread(node.groups.create, self.record.instance_id, limits)
+        )
         if function.checkpoint is not None:
             opening = loop.run_in_executor(node.threads, node.open_checkpoint, function.checkpoint)
             self._opening = opening
@@ -147,12 +161,12 @@ class Instance:
             await self._fork(zygote, function, code_dir)
 
     async def _fork(self, zygote: Zygote, function: FunctionRecord, code_dir: Path | None) -> None:
-        checkpoint = self._checkpoint
+        checkpoint, limits = self._checkpoint, parse_limits(function.limits)
         start = WorkerStart(
             instance_id=self.record.instance_id,
             function=function,
             cluster_token=self._node.cluster_token,
-            threads=self._node.threads_per_worker,
+            threads=limits.threads(self._node.threads_per_worker),
             work_dir=str(self._work_dir),
             started_at=self._seen_at,
             code_dir=None if code_dir is None else str(code_dir),
@@ -167,25 +181,39 @@ class Instance:
                 resident=checkpoint.resident,
                 open_seconds=self._open_seconds,
             ),
+            sandbox=await self._sandbox(limits),
         )
         self._work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        log_reader, log_end = await self._pipe()
-        status_reader, status_end = await self._pipe()
-        shared = [self._listening.fileno(), log_end, status_end]
-        if checkpoint is not None:
-            shared += [self._node.pool_descriptor, checkpoint.progress.fd]
-        try:
+        with contextlib.ExitStack() as write_ends:
+            log_reader, log_end = await self._pipe(write_ends)
+            status_reader, status_end = await self._pipe(write_ends)
+            shared = [self._listening.fileno(), log_end, status_end]
+            if checkpoint is not None:
+                shared += [self._node.pool_descriptor, checkpoint.progress.fd]
             self._worker = await zygote.start(start, shared)
-        finally:
-            os.close(log_end)
-            os.close(status_end)
         self._listening.close()
         self._status_pipe = status_reader
         self._log_pump = asyncio.ensure_future(self._pump(log_reader))
         self._say(f"forked worker pid {self._worker.pid} after {self._age():.3f} s")
 
-    async def _pipe(self) -> tuple[asyncio.StreamReader, int]:
+    async def _sandbox(self, limits: Limits) -> SandboxStart:
+        """What the worker must know of its sandbox; a limit that nobody enforces is told."""
+        node = self._node
+        assert self._grouping is not None
+        group = await asyncio.shield(self._grouping)
+        for name in limits.stated:
+            if (why := node.groups.missing.get(name)) is not None:
+                self._say(f"is not held to limits.{name} by this node ({why})")
+        return SandboxStart(
+            levels=node.sandbox_levels,
+            hidden=node.hidden,
+            groups=tuple(group.join_paths),
+            memory_bytes=limits.memory_bytes,
+        )
+
+    async def _pipe(self, write_ends: contextlib.ExitStack) -> tuple[asyncio.StreamReader, int]:
         read_end, write_end = os.pipe()
+        write_ends.callback(os.close, write_end)
         reader = asyncio.StreamReader()
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb")
@@ -279,15 +307,10 @@ class Instance:
                         return StokerError.from_wire(said.error or {})
                     self._called = self._called or said.event == "called"
                     status = asyncio.ensure_future(self._next_status())
-        code = worker.exited.result()
-        how = f"died of signal {-code}" if code < 0 else f"ended with exit code {code}"
-        # Only a start that failed holds the next one back; what has served may start at once.
         started = self._called or time.monotonic() - self._serving_at >= SETTLED_SECONDS
-        cls = InstanceLost if started else StartFailed
-        return cls(
-            f"Expected worker pid {worker.pid} of {self.record.function} to live, "
-            f"found that it {how}.",
-            "Read the function's log and try again.",
+        story = self._grouping.result().memory_story() if self._grouping is not None else None
+        return cause_of_death(
+            self.record.function, worker, InstanceLost if started else StartFailed, story
         )
 
     async def _fail(self, error: StokerError) -> None:
@@ -314,8 +337,22 @@ class Instance:
             transport.close()
         if self._opening is not None:
             self._opening.add_done_callback(self._close_checkpoint)
+        await self._remove_group()
         await asyncio.to_thread(shutil.rmtree, self._work_dir, ignore_errors=True)
         self._say("ended")
+
+    async def _remove_group(self) -> None:
+        if self._grouping is None:
+            return
+        await asyncio.wait({self._grouping})  # a thread cannot be cancelled
+        if self._grouping.exception() is None:
+            group = self._grouping.result()
+            # Of a killed worker the failure has told; a killed child of it has no other voice.
+            memory_story = None if self.record.state == "failed" else group.memory_story()
+            for story in (memory_story, group.pids_story()):
+                if story is not None:
+                    self._say(story)
+            await asyncio.to_thread(group.remove)
 
     def _close_checkpoint(self, opening: asyncio.Future[OpenCheckpoint]) -> None:
         if not opening.cancelled() and opening.exception() is None:

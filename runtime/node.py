@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stoker.placement.records import CheckpointRef
+from stoker.runtime.cgroups import ControlGroups
 from stoker.runtime.function_logs import FunctionLogs
 from stoker.runtime.worker_start import WorkerStart
 
@@ -71,6 +72,7 @@ class Announcer(Protocol):
 class Node:
     """What an instance needs of its node.
 
+    `sandbox_levels` are those that every worker enters, `hidden` the folders that none sees.
     `open_checkpoint` and `open_code` block and are run in `threads`; waiting for a load to end
     takes a thread of `waiting_threads`. `zygote_for` gives what forks workers for the code in a
     folder, and writes to the function's log meanwhile. `on_serving` is told the init seconds.
@@ -90,3 +92,6 @@ class Node:
     run_dir: Path
     threads: Executor
     waiting_threads: Executor
+    groups: ControlGroups
+    sandbox_levels: tuple[str, ...]
+    hidden: tuple[str, ...]

@@ -14,10 +14,11 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from stoker.runtime import worker
+from stoker.runtime import sandbox, worker
 from stoker.runtime.template import ModelTemplate, TemplateKey
 from stoker.runtime.worker_start import (
     DESCRIPTORS_MAXIMUM,
@@ -50,9 +51,14 @@ class ParkedProcesses:
         key: TemplateKey,
         template: ModelTemplate,
         threads: int,
+        levels: tuple[str, ...],
+        plan: sandbox.Plan,
         leave: Callable[[], None],
     ) -> None:
-        """Forks one, which calls `leave` first. Whoever was parked first makes room."""
+        """Forks one, which calls `leave` first. Whoever was parked first makes room.
+
+        It enters `levels` of its sandbox by `plan`, before it has more threads than one.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             parent = os.getpid()
@@ -62,7 +68,10 @@ class ParkedProcesses:
                 try:
                     ours.close()
                     leave()
-                    code = _wait_and_run(theirs, template, threads, parent)
+                    worker.die_with_parent()
+                    if os.getppid() == parent:
+                        _enter(levels, plan)
+                        code = _wait_and_run(theirs, template, threads, plan.work_dir)
                 finally:
                     os._exit(code)
         self._processes[key] = _Process(pid, ours)
@@ -110,12 +119,14 @@ class ParkedProcesses:
             os.kill(process.pid, signal.SIGKILL)
 
 
+def _enter(levels: tuple[str, ...], plan: sandbox.Plan) -> None:
+    (plan.work_dir / "tmp").mkdir(parents=True, exist_ok=True)
+    sandbox.enter(levels, plan)
+
+
 def _wait_and_run(
-    control: socket.socket, template: ModelTemplate, threads: int, parent: int
+    control: socket.socket, template: ModelTemplate, threads: int, work_dir: Path
 ) -> int:
-    worker.die_with_parent()
-    if os.getppid() != parent:
-        return 0
     torch.set_num_threads(threads)
     template.rehearse()
     control.send(b"1")
@@ -127,4 +138,4 @@ def _wait_and_run(
         return 0
     start = decode_start(message)
     assert isinstance(start, WorkerStart)  # its zygote has looked
-    return worker.run(start, descriptors, template)
+    return worker.run(start, descriptors, template, work_dir)

@@ -6,9 +6,11 @@ import gc
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
+from stoker.runtime import sandbox
 from stoker.runtime.parked import ParkedProcesses
 from stoker.runtime.template import ModelTemplate, TemplateKey, template_key
 from stoker.runtime.worker_start import CheckpointStart, WorkerStart
@@ -22,6 +24,8 @@ _log = structlog.get_logger()
 class _Wish:
     checkpoint: CheckpointStart
     threads: int
+    levels: tuple[str, ...]
+    plan: sandbox.Plan
 
 
 class Templates:
@@ -48,7 +52,14 @@ class Templates:
         key = _key(start)
         if key is None or start.checkpoint is None:
             return None
-        self._wishes[key] = _Wish(start.checkpoint, start.threads)
+        plan = sandbox.Plan(
+            # Not the instance's own, which ends with it.
+            Path(start.work_dir).with_name("parked"),
+            readable=(start.checkpoint.files_dir, start.checkpoint.layout_path),
+            hidden=start.sandbox.hidden,
+            in_memory=True,
+        )
+        self._wishes[key] = _Wish(start.checkpoint, start.threads, start.sandbox.levels, plan)
         while len(self._wishes) > TEMPLATES_MAXIMUM:
             self._wishes.popitem(last=False)
         if key in self._made:
@@ -68,7 +79,7 @@ class Templates:
             freeze()
         template = self._made[key]
         if template is not None and key not in self.parked:
-            self.parked.park(key, template, wish.threads, leave)
+            self.parked.park(key, template, wish.threads, wish.levels, wish.plan, leave)
 
 
 def freeze() -> None:

@@ -1,18 +1,16 @@
 """One worker process: a fork of the zygote that becomes one instance of one function.
 
-It serves HTTP on the socket that it inherits from its first moment, while the function is made
-ready in a thread; `serving` or `failed` goes to the agent through the status pipe. SIGTERM lets
-running requests finish.
+It gives up what a function has no use for (sandbox.py), then serves HTTP on the socket that it
+inherits while the function is made ready in a thread; `serving` or `failed` goes to the agent
+through the status pipe. SIGTERM lets running requests finish.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import random
-import resource
 import signal
 import socket
 import sys
@@ -29,6 +27,8 @@ import uvicorn
 import uvloop
 
 from stoker.placement.errors import StartFailed, StokerError
+from stoker.runtime import linux, sandbox
+from stoker.runtime.cgroups import Joining
 from stoker.runtime.handlers.calls import contained_task
 from stoker.runtime.handlers.http import Handler, Request, Response
 from stoker.runtime.template import ModelTemplate
@@ -41,31 +41,38 @@ STOP_SECONDS_MAXIMUM = 5.0
 KEEP_ALIVE_SECONDS = 300
 """Longer than a gateway keeps an idle connection, so that it never reuses one being closed."""
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_NO_NEW_PRIVS = 38
 _KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "LD_LIBRARY_PATH", "OMP_WAIT_POLICY")
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def die_with_parent() -> None:
     """Has the kernel kill this process when the one that forked it ends."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    linux.die_with_parent(signal.SIGKILL)
 
 
-def run(start: WorkerStart, descriptors: Sequence[int], template: ModelTemplate | None) -> int:
+def run(
+    start: WorkerStart,
+    descriptors: Sequence[int],
+    template: ModelTemplate | None,
+    parked_in: Path | None = None,
+) -> int:
     """Serves `start` until told to stop; the exit code. Called in the child, right after the fork.
 
-    `descriptors` are those that `start.descriptor_names` names, in that order.
+    `descriptors` are those that `start.descriptor_names` names, in that order. `parked_in` is the
+    work folder of a process that entered its sandbox when it was parked.
     """
     forked_at = time.monotonic()
     listen, log, status, *pool = descriptors
     with socket.socket(fileno=os.dup(listen)) as listening:
         port = listening.getsockname()[1]
-    _become_worker(start, log, port)
+    try:
+        joining = _become_worker(start, log, port, parked_in)
+    except StokerError as error:
+        _tell_failure(status, error)
+        return 1
     torch.set_num_threads(start.threads)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            worker = _Worker(start, status, forked_at)
+            worker = _Worker(start, status, forked_at, joining)
             return runner.run(worker.serve(listen, tuple(pool), template))
     except BaseException:  # noqa: BLE001 (the process ends here)
         traceback.print_exc()
@@ -84,10 +91,11 @@ class _Server(uvicorn.Server):
 
 
 class _Worker:
-    def __init__(self, start: WorkerStart, status: int, forked_at: float) -> None:
+    def __init__(self, start: WorkerStart, status: int, forked_at: float, joining: Joining) -> None:
         self._start = start
         self._status = status
         self._forked_at = forked_at
+        self._joining = joining
         self._exit_code = 0
 
     async def serve(
@@ -127,9 +135,7 @@ class _Worker:
     ) -> None:
         descriptors = (pool[0], pool[1]) if pool else None
         try:
-            made = await asyncio.to_thread(
-                build, self._start, template, descriptors, lambda: self._stop(1)
-            )
+            made = await asyncio.to_thread(self._build, template, descriptors)
             if made.start is not None:
                 await made.start()
                 made = replace(made, at=time.monotonic())
@@ -154,7 +160,15 @@ class _Worker:
                 self._failed(error)
                 return
             init_seconds = made.at - self._forked_at
-            self._report(WorkerStatus("serving", init_seconds, template is not None))
+            _tell(self._status, WorkerStatus("serving", init_seconds, template is not None))
+
+    def _build(self, template: ModelTemplate | None, descriptors: tuple[int, int] | None) -> Ready:
+        """In a thread. No user code runs before the control group holds it."""
+        if self._start.function.task == "custom":
+            self._joining.wait()
+        made = build(self._start, template, descriptors, lambda: self._stop(1))
+        self._joining.wait()
+        return made
 
     def _telling(self, handler: Handler) -> Handler:
         """The handler; its first call is told, so that a death in it is no failed start."""
@@ -164,7 +178,7 @@ class _Worker:
             nonlocal told
             if not told:
                 told = True
-                self._report(WorkerStatus("called"))
+                _tell(self._status, WorkerStatus("called"))
             return await handler(request)
 
         return handle
@@ -175,16 +189,21 @@ class _Worker:
         self._failed(error)
 
     def _failed(self, error: StokerError) -> None:
-        sys.stderr.write(f"{error}\n")
-        self._report(WorkerStatus("failed", error=error.to_wire()))
-
-    def _report(self, status: WorkerStatus) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the agent is gone, and we follow it
-            os.write(self._status, encode_event(status) + b"\n")
+        _tell_failure(self._status, error)
 
     def _stop(self, exit_code: int) -> None:
         self._exit_code = exit_code
         self._server.should_exit = True
+
+
+def _tell(pipe: int, status: WorkerStatus) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the agent is gone, and we follow it
+        os.write(pipe, encode_event(status) + b"\n")
+
+
+def _tell_failure(pipe: int, error: StokerError) -> None:
+    sys.stderr.write(f"{error}\n")
+    _tell(pipe, WorkerStatus("failed", error=error.to_wire()))
 
 
 def server_config(app: Callable[..., Awaitable[None]]) -> uvicorn.Config:
@@ -205,12 +224,10 @@ def server_config(app: Callable[..., Awaitable[None]]) -> uvicorn.Config:
     )
 
 
-def _become_worker(start: WorkerStart, log: int, port: int) -> None:
+def _become_worker(start: WorkerStart, log: int, port: int, parked_in: Path | None) -> Joining:
     """Own session, own folders, own environment, the log for output, and no way up."""
     os.setsid()
     die_with_parent()
-    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN if number == signal.SIGPIPE else signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -219,7 +236,7 @@ def _become_worker(start: WorkerStart, log: int, port: int) -> None:
     os.dup2(log, 2)
     os.close(null)
     os.close(log)
-    work_dir = Path(start.work_dir)
+    work_dir = parked_in or Path(start.work_dir)
     temporary = work_dir / "tmp"
     temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
@@ -230,12 +247,34 @@ def _become_worker(start: WorkerStart, log: int, port: int) -> None:
         | _identity(start, port)
         | dict(start.function.environment)
     )
+    # A parked process has many threads: its zygote moves them, and a limit is all that is left.
+    joining = Joining(start.sandbox.groups if parked_in is None else ())
+    levels = [name for name in start.sandbox.levels if parked_in is None or name == "rlimits"]
+    sandbox.enter(levels, _plan(start))
+    joining.begin()
     os.chdir(start.code_dir or work_dir)
     tempfile.tempdir = None
     # Python seeds its own generator anew in a child; these two would repeat the zygote's.
     random.seed()
     np.random.seed()
     torch.seed()
+    return joining
+
+
+def _plan(start: WorkerStart) -> sandbox.Plan:
+    readable = [] if start.code_dir is None else [start.code_dir]
+    private_bytes, checkpoint = start.sandbox.memory_bytes, start.checkpoint
+    if checkpoint is not None:
+        readable += [checkpoint.files_dir, checkpoint.layout_path]
+        if private_bytes is not None:
+            # The pool is mapped privately, though its pages are shared until they are written.
+            private_bytes += checkpoint.byte_count
+    return sandbox.Plan(
+        work_dir=Path(start.work_dir),
+        readable=tuple(readable),
+        hidden=start.sandbox.hidden,
+        private_bytes=private_bytes,
+    )
 
 
 def _identity(start: WorkerStart, port: int) -> dict[str, str]:

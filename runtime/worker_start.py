@@ -53,6 +53,19 @@ class CheckpointStart:
 
 
 @dataclass(frozen=True, slots=True)
+class SandboxStart:
+    """`levels` as sandbox.py names them, `hidden` folders of the node, `groups` to join.
+
+    `memory_bytes` is what the function may take beside its model's weights, None for any.
+    """
+
+    levels: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerStart:
     """One worker to start. `started_at` is time.monotonic() when the agent saw the assignment.
 
@@ -68,6 +81,7 @@ class WorkerStart:
     code_dir: str | None = None
     checkpoint: CheckpointStart | None = None
     failure: Mapping[str, Any] | None = None
+    sandbox: SandboxStart = SandboxStart()
 
     @property
     def descriptor_names(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ an environment, is a fork of it too: it shares the memory of all that is importe
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -23,6 +24,7 @@ import structlog
 
 from stoker.placement.errors import BadRequest, StartFailed, StokerError
 from stoker.runtime import worker
+from stoker.runtime.cgroups import adopt
 from stoker.runtime.engine.preload import preload
 from stoker.runtime.environment_entry import enter
 from stoker.runtime.templates import Templates, freeze
@@ -108,6 +110,7 @@ class Zygote:
     def _begin(
         self, start: WorkerStart | ZygoteStart, message: bytes, descriptors: Sequence[int]
     ) -> None:
+        handed = None
         if isinstance(start, ZygoteStart):
             folder = Path(start.environment_dir)
             pid = self._fork(lambda: _serve_in(folder, descriptors[0]))
@@ -117,6 +120,8 @@ class Zygote:
             pid = handed or self._fork(lambda: worker.run(start, descriptors, template))
         self._instances[pid] = start.instance_id
         self._send(ZygoteEvent("forked", start.instance_id, pid))
+        if handed is not None and isinstance(start, WorkerStart):
+            _hold(handed, start.sandbox.groups)
 
     def _fork(self, become: Callable[[], int]) -> int:
         """The child's process id; the child is what `become` does, and its exit code."""
@@ -167,6 +172,16 @@ def _serve_in(environment_dir: Path, control: int) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _hold(pid: int, groups: Sequence[str]) -> None:
+    """Puts a process that was parked into its instance's groups; meanwhile it starts."""
+    try:
+        adopt(pid, groups)
+    except StartFailed as error:
+        _log.error("worker_not_limited", pid=pid, cause=error.cause)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def main() -> None:

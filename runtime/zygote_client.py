@@ -29,6 +29,7 @@ from stoker.runtime.worker_start import (
 
 READY_SECONDS_MAXIMUM = 60.0
 FORK_SECONDS_MAXIMUM = 10.0
+UNDO_SECONDS_MAXIMUM = 2.0
 RESTART_SECONDS_MINIMUM = 0.1
 RESTART_SECONDS_MAXIMUM = 5.0
 LONG_LIFE_SECONDS = 30.0
@@ -168,15 +169,14 @@ class ZygoteClient:
         try:
             async with asyncio.timeout(FORK_SECONDS_MAXIMUM):
                 await self._send(message, descriptors)
-                worker = await forked
+                worker = await asyncio.shield(forked)
         except TimeoutError as error:
             raise StartFailed(
                 f"Expected the zygote to fork {start.instance_id} within "
                 f"{FORK_SECONDS_MAXIMUM:g} s, found no answer."
             ) from error
         except asyncio.CancelledError:
-            if forked.done() and not forked.cancelled() and forked.exception() is None:
-                forked.result().signal(signal.SIGKILL)
+            await _undo(forked)
             raise
         finally:
             # A fork that comes later has no owner and is killed.
@@ -276,6 +276,15 @@ class ZygoteClient:
         self._workers.clear()
         if was_ready:
             self._on_change()
+
+
+async def _undo(forking: asyncio.Future[ForkedWorker]) -> None:
+    """Ends a worker that nobody wants any more; until then it may write into its folder."""
+    await asyncio.wait({forking}, timeout=UNDO_SECONDS_MAXIMUM)
+    if forking.done() and forking.exception() is None:
+        worker = forking.result()
+        worker.signal(signal.SIGKILL)
+        await asyncio.wait({worker.exited}, timeout=UNDO_SECONDS_MAXIMUM)
 
 
 def _died() -> StartFailed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import resource
 import sys
 import threading
 import traceback
@@ -77,10 +78,21 @@ def contained() -> Iterator[None]:
 def failed(error: BaseException) -> FunctionError:
     """The error for the client, after the traceback went to the function's log."""
     traceback.print_exception(error, file=sys.stderr)
+    if isinstance(error, MemoryError):
+        return _out_of_memory(error)
     return FunctionError(
         f"Expected the function to return a response, found {type(error).__name__}.",
         "The function's log has the traceback.",
     )
+
+
+def _out_of_memory(error: MemoryError) -> FunctionError:
+    """Some libraries say how much they asked for; Python itself does not."""
+    limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    held = f"; {limit:,} bytes may be mapped in all" if limit != resource.RLIM_INFINITY else ""
+    found = f"Expected memory for the function, found: {error or 'none'}{held}."
+    sys.stderr.write(f"{found}\n")
+    return FunctionError(found, "Raise limits.memory, or let the function take less at once.")
 
 
 def contained_task(

@@ -32,12 +32,12 @@ def _write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
 
 
-def llama(seed: int = 0, context_tokens: int = 256) -> LlamaForCausalLM:
+def llama(seed: int = 0, context_tokens: int = 256, width: int = 48) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=257,
-        hidden_size=48,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=width * 4 // 3,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -51,10 +51,10 @@ def llama(seed: int = 0, context_tokens: int = 256) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def write_llama(folder: Path, seed: int = 0) -> Path:
-    """A chat model in float32."""
+def write_llama(folder: Path, seed: int = 0, width: int = 48) -> Path:
+    """A chat model in float32; `width` is that of its layers."""
     folder.mkdir(parents=True, exist_ok=True)
-    llama(seed).save_pretrained(folder)
+    llama(seed, width=width).save_pretrained(folder)
     _write_tokenizer(folder)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 import os
@@ -26,8 +27,10 @@ from stoker.native import (
     parse_header,
 )
 from stoker.placement.records import FunctionRecord
+from stoker.runtime import sandbox
 from stoker.runtime.worker_start import (
     CheckpointStart,
+    SandboxStart,
     WorkerStart,
     WorkerStatus,
     ZygoteEvent,
@@ -79,6 +82,12 @@ def resident(folder: Path, pool: Pool, scratch: Path) -> Resident:
     return Resident(pool, progress, start, load, requests)
 
 
+@functools.cache
+def sandbox_levels() -> tuple[str, ...]:
+    """Every level that this machine has: workers of tests are held as those of a node."""
+    return sandbox.in_force(sandbox.probe())
+
+
 class ZygoteProcess:
     """`python -m stoker.runtime.zygote` and its control socket."""
 
@@ -117,6 +126,9 @@ class WorkerProcess:
         code_dir: Path | None = None,
         threads: int = 1,
         instance_id: str = "i-1",
+        hidden: tuple[str, ...] = (),
+        groups: tuple[str, ...] = (),
+        memory_bytes: int | None = None,
     ) -> None:
         self.zygote = zygote
         listening = socket.create_server(("127.0.0.1", 0))
@@ -135,6 +147,7 @@ class WorkerProcess:
             self.began,
             None if code_dir is None else str(code_dir),
             None if checkpoint is None else checkpoint.start,
+            SandboxStart(sandbox_levels(), hidden, groups, memory_bytes),
         )
         descriptors = [listening.fileno(), log_write, status_write]
         if checkpoint is not None:

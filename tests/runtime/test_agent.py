@@ -27,6 +27,7 @@ from stoker.placement.records import (
 )
 from stoker.runtime.agent import Agent, Tiers
 from stoker.runtime.announcements import Announcements
+from stoker.runtime.cgroups import ControlGroups
 from stoker.runtime.function_logs import FunctionLogs
 from stoker.runtime.node import Node, OpenCheckpoint
 from stoker.runtime.spare_sockets import SpareSockets
@@ -90,6 +91,9 @@ class World:
             run_dir=tmp_path / "run",
             threads=executor,
             waiting_threads=executor,
+            groups=ControlGroups([], {}),
+            sandbox_levels=(),
+            hidden=(),
         )
 
     def open_checkpoint(self, ref: CheckpointRef) -> OpenCheckpoint:

@@ -25,6 +25,7 @@ from stoker.placement.errors import (
 )
 from stoker.placement.records import Assignment, CheckpointRef, FunctionRecord
 from stoker.runtime import instance as instance_module
+from stoker.runtime.cgroups import ControlGroups
 from stoker.runtime.function_logs import FunctionLogs, LogQuery
 from stoker.runtime.instance import Instance
 from stoker.runtime.node import Node
@@ -136,6 +137,9 @@ class World:
             run_dir=tmp_path / "run",
             threads=self.executor,
             waiting_threads=self.executor,
+            groups=ControlGroups([], {}),
+            sandbox_levels=(),
+            hidden=(),
         )
         key, generation = FUNCTION.key, FUNCTION.generation
         order = Assignment("1-1", key, generation, "n1", self.address, 1, 0.0)

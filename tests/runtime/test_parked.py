@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -13,9 +14,19 @@ import pytest
 
 from harness import tiny_model
 from harness.waiting import eventually
-from harness.workers import Resident, WorkerProcess, ZygoteProcess, resident, worker
+from harness.workers import (
+    Resident,
+    WorkerProcess,
+    ZygoteProcess,
+    resident,
+    sandbox_levels,
+    worker,
+)
 from stoker.native import Pool
 from stoker.placement.records import FunctionRecord, Scaling
+from stoker.placement.resources import Limits
+from stoker.runtime import cgroup_trees
+from stoker.runtime.cgroups import Group
 from stoker.runtime.parked import PARKED_MAXIMUM
 
 CHAT = FunctionRecord("chat", "ns", "image", task="chat", scaling=Scaling(concurrency=2))
@@ -87,6 +98,45 @@ def test_a_function_of_another_make_does_not_get_it(
     with worker(zygote, other, tmp_path / "other", checkpoint=checkpoint) as running:
         assert running.pid != pid
     start_until_taken(zygote, checkpoint, tmp_path, pid)
+
+
+def test_all_threads_of_a_parked_process_are_in_the_sandbox_and_then_in_the_group(
+    zygote: ZygoteProcess, checkpoint: Resident, tmp_path: Path
+) -> None:
+    pid, _ = parked_after_a_start(zygote, checkpoint, tmp_path / "first")
+    eventually(lambda: len(list(Path(f"/proc/{pid}/task").iterdir())) > 1, seconds=30)
+    groups = cgroup_trees.find(claim=False)
+    for attempt in range(20):
+        group = groups.create(f"8-{attempt}", Limits())
+        with worker(
+            zygote,
+            CHAT,
+            tmp_path / str(attempt),
+            checkpoint=checkpoint,
+            groups=tuple(group.join_paths),
+        ) as running:
+            taken = running.pid == pid
+            if taken:
+                assert text_of(running)
+                eventually(functools.partial(is_held, pid, group), seconds=10)
+        group.remove()
+        if taken:
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"no start was taken by {pid}")
+
+
+def is_held(pid: int, group: Group) -> bool:
+    """Whether every thread is in every group; each must be in the sandbox in any case."""
+    threads = list(Path(f"/proc/{pid}/task").iterdir())
+    assert len(threads) > 1
+    for thread in threads:
+        status = (thread / "status").read_text()
+        assert "NoNewPrivs:\t1" in status
+        assert f"CapEff:\t{0:016}" in status
+        assert "seccomp" not in sandbox_levels() or "Seccomp:\t2" in status
+    inside = [(thread / "cgroup").read_text() for thread in threads]
+    return all(folder.name in text for folder in group.folders for text in inside)
 
 
 def test_a_parked_process_that_died_is_not_missed(
