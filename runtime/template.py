@@ -24,6 +24,7 @@ from stoker.runtime.checkpoint.tensors import tensor_views
 from stoker.runtime.engine import weights
 from stoker.runtime.engine.arrival import Arrival
 from stoker.runtime.engine.embedder import Embedder, read_pooling
+from stoker.runtime.engine.embedding_queue import EmbeddingQueue
 from stoker.runtime.engine.skeleton import attach, build_skeleton
 from stoker.runtime.engine.tokenizer import TextCodec, load_codec, read_json
 from stoker.runtime.engine.transformers_engine import TransformersEngine
@@ -96,7 +97,7 @@ class ModelTemplate:
         if arrival is not None:
             arrival.guard(self._skeleton.model)
         if isinstance(runner, Embedder):
-            return EmbeddingHandler(runner, self._codec), arrival
+            return EmbeddingHandler(EmbeddingQueue(runner), self._codec), arrival
         runner.start(on_lost, None if arrival is None else arrival.ended)
         return GenerationHandler(runner, self._codec, self._key.task), arrival
 
