@@ -26,6 +26,7 @@ StokerError                  500  internal
 │   └── StartFailed          502  start_failed
 ├── Unavailable              503  unavailable
 │   ├── NoCapacity           503  no_capacity
+│   ├── MemoryShort          503  memory_short
 │   ├── SourceUnavailable    503  source_unavailable
 │   ├── StorageFull          503  storage_full
 │   ├── DeviceFailed         503  device_failed
@@ -186,6 +187,10 @@ class Unavailable(StokerError):
 
 class NoCapacity(Unavailable):
     code = "no_capacity"
+
+
+class MemoryShort(Unavailable):
+    code = "memory_short"
 
 
 class SourceUnavailable(Unavailable):

@@ -126,8 +126,9 @@ class Instance:
         loop, node = asyncio.get_running_loop(), self._node
         function = await self._find_function()
         if function.checkpoint is not None:
-            opening = loop.run_in_executor(node.threads, node.open_checkpoint, function.checkpoint)
-            self._opening = opening
+            self._opening = loop.run_in_executor(
+                node.threads, node.open_checkpoint, function.checkpoint, function
+            )
         code_dir = None
         if function.code_digest is not None:
             code_dir = await loop.run_in_executor(

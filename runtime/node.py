@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from stoker.placement.records import CheckpointRef
+from stoker.placement.records import CheckpointRef, FunctionRecord
 from stoker.runtime.function_logs import FunctionLogs
 from stoker.runtime.worker_start import WorkerStart
 
@@ -65,10 +65,11 @@ class Node:
     """What an instance needs of its node.
 
     `open_checkpoint` and `open_code` block and are run in `threads`; waiting for a load to end
-    takes a thread of `waiting_threads`. `on_serving` is told a worker's init seconds.
+    takes a thread of `waiting_threads`. A checkpoint is opened for a function, for which there must
+    be memory. `on_serving` is told a worker's init seconds.
     """
 
-    open_checkpoint: Callable[[CheckpointRef], OpenCheckpoint]
+    open_checkpoint: Callable[[CheckpointRef, FunctionRecord], OpenCheckpoint]
     open_code: Callable[[str], Path]
     fork: Callable[[WorkerStart, Sequence[int]], Awaitable[Worker]]
     announcer: Announcer

@@ -21,7 +21,7 @@ from transformers.modeling_utils import PreTrainedModel
 from stoker.native import Mapping, Progress
 from stoker.placement.records import FunctionRecord, Task
 from stoker.runtime.checkpoint.tensors import tensor_views
-from stoker.runtime.engine import weights
+from stoker.runtime.engine import kv_cache, weights
 from stoker.runtime.engine.arrival import Arrival
 from stoker.runtime.engine.embedder import Embedder, read_pooling
 from stoker.runtime.engine.embedding_queue import EmbeddingQueue
@@ -31,9 +31,6 @@ from stoker.runtime.engine.transformers_engine import TransformersEngine
 from stoker.runtime.handlers.http import Handler
 from stoker.runtime.handlers.model import EmbeddingHandler, GenerationHandler
 from stoker.runtime.worker_start import CheckpointStart
-
-CONTEXT_TOKENS_DEFAULT = 8192
-"""The context of a function that names none, if its model has as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +132,8 @@ class ModelTemplate:
         )
 
     def _context_tokens(self, model: PreTrainedModel) -> int:
-        context_tokens = min(
-            self._key.max_context or CONTEXT_TOKENS_DEFAULT,
-            getattr(model.config, "max_position_embeddings", CONTEXT_TOKENS_DEFAULT),
+        context_tokens = kv_cache.context_tokens(
+            self._key.max_context, getattr(model.config, "max_position_embeddings", None)
         )
         if self._key.task == "embed":
             settings = read_json(self._files_dir / "sentence_bert_config.json")

@@ -121,7 +121,7 @@ class World:
         self.address = address_of(self.listening)
         self.executor = ThreadPoolExecutor(4)
         node = Node(
-            open_checkpoint=lambda ref: self.opens(),
+            open_checkpoint=lambda ref, function: self.opens(),
             open_code=lambda digest: tmp_path / digest,
             fork=self.fork,
             announcer=self,
