@@ -26,6 +26,7 @@ import structlog
 from stoker.placement.errors import BadRequest, InstanceLost, StartFailed, StokerError
 from stoker.placement.records import (
     Assignment,
+    CheckpointRef,
     FunctionRecord,
     InstanceRecord,
     encode,
@@ -62,8 +63,9 @@ class Instance:
         self._stop_requested = asyncio.Event()
         self._drain_seconds = DRAIN_SECONDS_MAXIMUM
         self._farewell_seconds = DRAIN_SECONDS_MAXIMUM
-        self._opening: asyncio.Future[OpenCheckpoint] | None = None
-        self._checkpoint: OpenCheckpoint | None = None
+        # The model's, then its adapter's.
+        self._openings: list[asyncio.Future[OpenCheckpoint]] = []
+        self._checkpoints: list[OpenCheckpoint] = []
         self._open_seconds = 0.0
         self._worker: Worker | None = None
         self._status_pipe: asyncio.StreamReader | None = None
@@ -125,23 +127,23 @@ class Instance:
     async def _start(self) -> None:
         loop, node = asyncio.get_running_loop(), self._node
         function = await self._find_function()
-        if function.checkpoint is not None:
-            self._opening = loop.run_in_executor(
-                node.threads, node.open_checkpoint, function.checkpoint, function
-            )
+        for ref in _refs(function):
+            opening = loop.run_in_executor(node.threads, node.open_checkpoint, ref, function)
+            self._openings.append(opening)
         code_dir = None
         if function.code_digest is not None:
             code_dir = await loop.run_in_executor(
                 node.threads, node.open_code, function.code_digest
             )
-        if self._opening is not None:
+        for opening in self._openings:
             # A thread cannot be cancelled: `_release` closes what it opens too late.
-            self._checkpoint = await asyncio.shield(self._opening)
+            self._checkpoints.append(await asyncio.shield(opening))
             self._open_seconds = self._age()
         await self._fork(function, code_dir)
 
     async def _fork(self, function: FunctionRecord, code_dir: Path | None) -> None:
-        checkpoint = self._checkpoint
+        opened = zip(_refs(function), self._checkpoints, strict=True)
+        starts = [self._checkpoint_start(ref, checkpoint) for ref, checkpoint in opened]
         start = WorkerStart(
             instance_id=self.record.instance_id,
             function=function,
@@ -150,24 +152,15 @@ class Instance:
             work_dir=str(self._work_dir),
             started_at=self._seen_at,
             code_dir=None if code_dir is None else str(code_dir),
-            checkpoint=None
-            if checkpoint is None or function.checkpoint is None
-            else CheckpointStart(
-                files_dir=str(checkpoint.files_dir),
-                layout_path=str(checkpoint.layout_path),
-                chunks=tuple(checkpoint.chunks),
-                byte_count=checkpoint.byte_count,
-                digest=function.checkpoint.digest,
-                resident=checkpoint.resident,
-                open_seconds=self._open_seconds,
-            ),
+            checkpoint=starts[0] if starts else None,
+            adapter=starts[1] if len(starts) > 1 else None,
         )
         self._work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         log_reader, log_end = await self._pipe()
         status_reader, status_end = await self._pipe()
         shared = [self._listening.fileno(), log_end, status_end]
-        if checkpoint is not None:
-            shared += [self._node.pool_descriptor, checkpoint.progress.fd]
+        if self._checkpoints:
+            shared += [self._node.pool_descriptor, *(c.progress.fd for c in self._checkpoints)]
         try:
             self._worker = await self._node.fork(start, shared)
         finally:
@@ -177,6 +170,18 @@ class Instance:
         self._status_pipe = status_reader
         self._log_pump = asyncio.ensure_future(self._pump(log_reader))
         self._say(f"forked worker pid {self._worker.pid} after {self._age():.3f} s")
+
+    def _checkpoint_start(self, ref: CheckpointRef, opened: OpenCheckpoint) -> CheckpointStart:
+        return CheckpointStart(
+            files_dir=str(opened.files_dir),
+            layout_path=str(opened.layout_path),
+            chunks=tuple(opened.chunks),
+            byte_count=opened.byte_count,
+            digest=ref.digest,
+            uri=ref.uri,
+            resident=opened.resident,
+            open_seconds=self._open_seconds,
+        )
 
     async def _pipe(self) -> tuple[asyncio.StreamReader, int]:
         read_end, write_end = os.pipe()
@@ -230,14 +235,11 @@ class Instance:
             raise StartFailed(f"Expected a status line from the worker, found: {error}.") from error
 
     async def _load_failure(self) -> StokerError | None:
-        """What the checkpoint's load failed with, or None once everything is in memory."""
-        if self._checkpoint is None:
-            return None
-        loop, checkpoint = asyncio.get_running_loop(), self._checkpoint
+        """What the load of a checkpoint failed with, or None once everything is in memory."""
+        loop, threads = asyncio.get_running_loop(), self._node.waiting_threads
         try:
-            await loop.run_in_executor(
-                self._node.waiting_threads, checkpoint.wait, STARTUP_SECONDS_MAXIMUM
-            )
+            for checkpoint in self._checkpoints:
+                await loop.run_in_executor(threads, checkpoint.wait, STARTUP_SECONDS_MAXIMUM)
         except StokerError as error:
             return error
         return None
@@ -291,8 +293,8 @@ class Instance:
             self._log_pump.cancel()
         for transport in self._transports:
             transport.close()
-        if self._opening is not None:
-            self._opening.add_done_callback(self._close_checkpoint)
+        for opening in self._openings:
+            opening.add_done_callback(self._close_checkpoint)
         await asyncio.to_thread(shutil.rmtree, self._work_dir, ignore_errors=True)
         self._say("ended")
 
@@ -339,3 +341,8 @@ class Instance:
             "found that it still starts.",
             "Read the function's log; a smaller model starts faster.",
         )
+
+
+def _refs(function: FunctionRecord) -> list[CheckpointRef]:
+    """What a function's process is made of: its model, and an adapter beside it."""
+    return [ref for ref in (function.checkpoint, function.adapter) if ref is not None]

@@ -54,6 +54,30 @@ def template_key(function: FunctionRecord, digest: str) -> TemplateKey:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter in the pool, which may still be on its way there."""
+
+    checkpoint: CheckpointStart
+    pool_descriptor: int
+    progress: Progress
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Put it beside the weights, which other functions may share and which stay as they are."""
+        # PEFT takes a while to import, and most functions have no adapter.
+        from stoker.runtime.checkpoint.adapter import attach_adapter
+
+        checkpoint = self.checkpoint
+        mapping = Mapping(checkpoint.byte_count)
+        mapping.map(self.pool_descriptor, checkpoint.chunks)
+        weights.wait_for_bytes(self.progress, checkpoint.byte_count)
+        tensors = tensor_views(
+            torch.frombuffer(mapping, dtype=torch.uint8),
+            weights.read_layout(Path(checkpoint.layout_path)),
+        )
+        attach_adapter(model, Path(checkpoint.files_dir), tensors, checkpoint.uri)
+
+
 class ModelTemplate:
     """Made in a zygote and started in its forks, or made and started in one process.
 
@@ -79,11 +103,13 @@ class ModelTemplate:
         chunks: tuple[int, ...],
         progress: Progress | None,
         on_lost: Callable[[], None],
+        adapter: Adapter | None = None,
     ) -> tuple[Handler, Arrival | None]:
         """The function's handler around the weights in these chunks of the pool; call it once.
 
         With `progress`, they may still be on their way: a forward pass waits for what it needs
-        of them. `on_lost` is called on the event loop when the engine has died.
+        of them. `on_lost` is called on the event loop when the engine has died. The adapter is
+        waited for: it is small, and wraps layers that the forward pass goes through.
         """
         self._mapping.map(pool_descriptor, chunks)
         memory = self._memory()
@@ -91,6 +117,8 @@ class ModelTemplate:
         if arrival is not None and self._needs_bytes:
             arrival.ended.result()
         self._runner = runner = self._runner or self._make_runner()
+        if adapter is not None:
+            adapter.attach(self._skeleton.model)
         if arrival is not None:
             arrival.guard(self._skeleton.model)
         if isinstance(runner, Embedder):

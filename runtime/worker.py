@@ -124,10 +124,9 @@ class _Worker:
     async def _make_ready(
         self, ready: asyncio.Future[Ready], pool: tuple[int, ...], template: ModelTemplate | None
     ) -> None:
-        descriptors = (pool[0], pool[1]) if pool else None
         try:
             made = await asyncio.to_thread(
-                build, self._start, template, descriptors, lambda: self._stop(1)
+                build, self._start, template, pool, lambda: self._stop(1)
             )
             if made.start is not None:
                 await made.start()

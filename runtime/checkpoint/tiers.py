@@ -35,7 +35,7 @@ from stoker.runtime.checkpoint.pool_note import (
     write_note,
 )
 from stoker.runtime.checkpoint.residency import Residency
-from stoker.runtime.checkpoint.resolve import read_small_file, resolve
+from stoker.runtime.checkpoint.resolve import check_kind, read_small_file, resolve
 from stoker.runtime.checkpoint.settings import CheckpointSettings
 from stoker.runtime.checkpoint.source import OpenSource, Source, open_source
 from stoker.runtime.checkpoint.source_peer import PeerAccess, Peers, PeerSource
@@ -108,13 +108,14 @@ class CheckpointCache:
         self._memory = memory_identity(pool)
         self._adopt()
 
-    def resolve(self, uri: str) -> CheckpointRef:
-        """Pin the checkpoint that is now at `uri`.
+    def resolve(self, uri: str, adapter: bool = False) -> CheckpointRef:
+        """Pin the model that is now at `uri`, or the adapter.
 
         Raises BadSpec, CheckpointMissing, CheckpointForbidden, PickleRefused, HeaderInvalid,
         CheckpointError or SourceUnavailable.
         """
         manifest = resolve(self._open_source(uri))
+        check_kind(manifest, uri, adapter=adapter)
         with self._lock:
             self._resolved[manifest.digest] = manifest
             while len(self._resolved) > RESOLVED_MAXIMUM:
