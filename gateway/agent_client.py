@@ -22,8 +22,8 @@ class AgentClient:
         self._session = session
         self._headers = {"X-Stoker-Token": cluster_token, "Content-Type": "application/json"}
 
-    async def resolve(self, nodes: Sequence[NodeRecord], uri: str) -> CheckpointRef:
-        """Have one node pin the checkpoint at `uri`; the checkpoint's error, or Unavailable."""
+    async def resolve(self, nodes: Sequence[NodeRecord], asked: ResolveRequest) -> CheckpointRef:
+        """Have one node pin what is asked for; the checkpoint's error, or Unavailable."""
         ready = [node for node in nodes if node.zygote_ready] or list(nodes)
         if not ready:
             raise Unavailable(
@@ -33,7 +33,7 @@ class AgentClient:
         try:
             async with self._session.post(
                 f"http://{node.agent_address}/resolve",
-                data=encode(ResolveRequest(uri)),
+                data=encode(asked),
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(total=RESOLVE_SECONDS, connect=CONNECT_SECONDS),
             ) as response:

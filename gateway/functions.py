@@ -59,13 +59,13 @@ class ReadView(Protocol):
 
 
 class Functions:
-    """`resolve` pins a checkpoint by its URI; it may take minutes."""
+    """`resolve` pins a model, or an adapter, by its URI; it may take minutes."""
 
     def __init__(
         self,
         store: FunctionStore,
         view: ReadView,
-        resolve: Callable[[str], CheckpointRef],
+        resolve: Callable[[str, bool], CheckpointRef],
         metrics: Metrics,
     ) -> None:
         self._store = store
@@ -80,7 +80,8 @@ class Functions:
         path = f"/functions/{draft.namespace}/{draft.name}"
         if must_exist and self._store.get(path) is None:
             raise _missing(f"{draft.name}.{draft.namespace}")
-        checkpoint = self._resolve(draft.model_uri) if draft.model_uri else None
+        checkpoint = self._resolve(draft.model_uri, False) if draft.model_uri else None
+        adapter = self._resolve(draft.adapter_uri, True) if draft.adapter_uri else None
         code_digest = None if draft.model_uri else self._code_digest(draft)
 
         def next_record(present: FunctionRecord | None) -> FunctionRecord:
@@ -92,6 +93,7 @@ class Functions:
                 code_digest,
                 present.created_at if present else time.time(),
                 present.generation + 1 if present else 1,
+                adapter,
             )
 
         self._write(path, next_record)

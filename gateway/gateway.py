@@ -32,7 +32,7 @@ from stoker.gateway.router import Router
 from stoker.gateway.settings import MIB, Settings
 from stoker.gateway.upstream import Upstream, open_session
 from stoker.placement.errors import DeadlineExceeded, StokerError
-from stoker.placement.records import CheckpointRef
+from stoker.placement.records import CheckpointRef, ResolveRequest
 from stoker.placement.store import Store
 from stoker.placement.view import View
 
@@ -148,10 +148,11 @@ class Gateway:
         self._refresh_due = False
         self._router.refresh()
 
-    def _resolve(self, uri: str) -> CheckpointRef:
+    def _resolve(self, uri: str, adapter: bool) -> CheckpointRef:
         """Pin a checkpoint, from one of Flask's threads."""
         nodes = list(self._view.snapshot().nodes.values())
-        future = asyncio.run_coroutine_threadsafe(self._agents.resolve(nodes, uri), self._loop)
+        asked = ResolveRequest(uri, adapter)
+        future = asyncio.run_coroutine_threadsafe(self._agents.resolve(nodes, asked), self._loop)
         try:
             return future.result(RESOLVE_SECONDS + 5)
         except TimeoutError as error:

@@ -27,6 +27,7 @@ StokerError                  500  internal
 ├── Unavailable              503  unavailable
 │   ├── NoCapacity           503  no_capacity
 │   ├── CrashLoop            503  crash_loop
+│   ├── MemoryShort          503  memory_short
 │   ├── SourceUnavailable    503  source_unavailable
 │   ├── StorageFull          503  storage_full
 │   ├── DeviceFailed         503  device_failed
@@ -191,6 +192,10 @@ class NoCapacity(Unavailable):
 
 class CrashLoop(Unavailable):
     code = "crash_loop"
+
+
+class MemoryShort(Unavailable):
+    code = "memory_short"
 
 
 class SourceUnavailable(Unavailable):

@@ -75,6 +75,7 @@ class FunctionRecord:
     image: str
     task: Task = "custom"
     checkpoint: CheckpointRef | None = None
+    adapter: CheckpointRef | None = None
     code_digest: str | None = None
     engine: str = "transformers"
     dtype: str = "auto"
@@ -270,9 +271,10 @@ class PlaceAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ResolveRequest:
-    """POST /resolve on an agent: pin the checkpoint at `uri`."""
+    """POST /resolve on an agent: pin the model at `uri`, or the adapter."""
 
     uri: str
+    adapter: bool = False
 
 
 def encode(record: Any) -> bytes:

@@ -26,7 +26,7 @@ from stoker.placement.names import (
 from stoker.placement.records import CheckpointRef, FunctionRecord, Scaling, Task, encode
 from stoker.placement.resources import parse_limits
 from stoker.placement.spec_fields import (
-    TEXT_CHARACTERS_MAXIMUM,
+    checkpoint_uri,
     duration_seconds,
     list_field,
     refuse,
@@ -36,19 +36,19 @@ from stoker.placement.spec_fields import (
 )
 
 PREFIX = "stoker/"
-SUPPORTED_KEYS = ("model", "task", "engine", "dtype", "max-context", "idle-ttl", "handler")
-LATER_KEYS = (
+SUPPORTED_KEYS = (
+    "model",
     "adapter",
-    "slo-ttft-ms",
-    "slo-tpot-ms",
-    "host-pin",
-    "priority",
-    "devices",
-    "trigger-s3",
+    "task",
+    "engine",
+    "dtype",
+    "max-context",
+    "idle-ttl",
+    "handler",
 )
+LATER_KEYS = ("slo-ttft-ms", "slo-tpot-ms", "host-pin", "priority", "devices", "trigger-s3")
 ENGINES = ("transformers",)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-MODEL_SCHEMES = ("s3://", "file://")
 
 INSTANCES_MAXIMUM = 1000
 CODE_INSTANCES_DEFAULT = 4
@@ -81,6 +81,7 @@ class FunctionDraft:
     image: str
     task: Task
     model_uri: str | None
+    adapter_uri: str | None
     engine: str
     dtype: str
     max_context: int | None
@@ -104,7 +105,7 @@ def parse_deployment(
     annotations = texts_field(body, "annotations") or {}
     _check_keys(labels, annotations)
     env_process = text_field(body, "envProcess")
-    model_uri = _model_uri(annotations)
+    model_uri = checkpoint_uri(PREFIX + "model", annotations.get(PREFIX + "model"))
     _check_handler(annotations, env_process, model_uri)
     environment = texts_field(body, "envVars") or {}
     for name in environment:
@@ -122,6 +123,7 @@ def parse_deployment(
         image=image,
         task=_task(annotations, model_uri),
         model_uri=model_uri,
+        adapter_uri=_adapter_uri(annotations, model_uri),
         engine=_choice(annotations, "engine", ENGINES, "transformers"),
         dtype=_choice(annotations, "dtype", DTYPES, "auto"),
         max_context=_max_context(annotations),
@@ -144,10 +146,12 @@ def record_from_draft(
     code_digest: str | None,
     created_at: float,
     generation: int,
+    adapter: CheckpointRef | None = None,
 ) -> FunctionRecord:
     """The record of `draft` with what was looked up for it; BadSpec if something is missing."""
-    if draft.model_uri is not None and checkpoint is None:
-        raise BadSpec(f"Expected a resolved checkpoint for {draft.model_uri}, found none.")
+    for uri, found in ((draft.model_uri, checkpoint), (draft.adapter_uri, adapter)):
+        if uri is not None and found is None:
+            raise BadSpec(f"Expected a resolved checkpoint for {uri}, found none.")
     if draft.model_uri is None and code_digest is None:
         raise BadSpec(
             f"Expected code for the image {draft.image!r}, found none: "
@@ -160,6 +164,7 @@ def record_from_draft(
         image=draft.image,
         task=draft.task,
         checkpoint=checkpoint,
+        adapter=adapter,
         code_digest=code_digest,
         engine=draft.engine,
         dtype=draft.dtype,
@@ -261,13 +266,13 @@ def _check_handler(annotations: Mapping[str, str], env_process: str, model_uri: 
         )
 
 
-def _model_uri(annotations: Mapping[str, str]) -> str | None:
-    uri = annotations.get(PREFIX + "model")
-    if uri is None:
-        return None
-    rest = next((uri.removeprefix(s) for s in MODEL_SCHEMES if uri.startswith(s)), "")
-    if not rest.strip("/") or len(uri) > TEXT_CHARACTERS_MAXIMUM or not uri.isprintable():
-        refuse(PREFIX + "model", "s3://bucket/prefix or file:///path", uri)
+def _adapter_uri(annotations: Mapping[str, str], model_uri: str | None) -> str | None:
+    uri = checkpoint_uri(PREFIX + "adapter", annotations.get(PREFIX + "adapter"))
+    if uri is not None and model_uri is None:
+        raise BadSpec(
+            "Expected the annotation stoker/model beside stoker/adapter, found none.",
+            "Set stoker/model to the model that the adapter was made for.",
+        )
     return uri
 
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from stoker.placement.errors import BadSpec
 
 TEXT_CHARACTERS_MAXIMUM = 512
+CHECKPOINT_SCHEMES = ("s3://", "file://")
 
 _DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
 _UNIT_SECONDS = {
@@ -60,6 +61,16 @@ def texts_field(body: Mapping[str, Any], key: str) -> dict[str, str] | None:
             # The value may be a secret; only its name is told.
             raise BadSpec(f"Expected a text at {key}.{name!s:.100}, found {type(text).__name__}.")
     return dict(value)
+
+
+def checkpoint_uri(key: str, uri: str | None) -> str | None:
+    """A URI of S3 or of a local folder; BadSpec for another one."""
+    if uri is None:
+        return None
+    rest = next((uri.removeprefix(s) for s in CHECKPOINT_SCHEMES if uri.startswith(s)), "")
+    if not rest.strip("/") or len(uri) > TEXT_CHARACTERS_MAXIMUM or not uri.isprintable():
+        refuse(key, "s3://bucket/prefix or file:///path", uri)
+    return uri
 
 
 def list_field(body: Mapping[str, Any], key: str) -> tuple[str, ...]:

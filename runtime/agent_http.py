@@ -38,7 +38,7 @@ CONNECTIONS_MAXIMUM = 128
 
 def application(
     cluster_token: str,
-    resolve: Callable[[str], CheckpointRef],
+    resolve: Callable[[str, bool], CheckpointRef],
     logs: FunctionLogs,
     health: Callable[[], dict[str, object]],
     lend: LendChunk,
@@ -80,7 +80,7 @@ class _Routes:
     def __init__(
         self,
         cluster_token: str,
-        resolve: Callable[[str], CheckpointRef],
+        resolve: Callable[[str, bool], CheckpointRef],
         logs: FunctionLogs,
         health: Callable[[], dict[str, object]],
         lend: LendChunk,
@@ -94,10 +94,12 @@ class _Routes:
 
     async def resolve(self, request: Request) -> Response:
         self._authorize(request)
-        uri = decode(ResolveRequest, await _bounded_body(request)).uri
+        asked = decode(ResolveRequest, await _bounded_body(request))
         try:
             loop = asyncio.get_running_loop()
-            resolving = loop.run_in_executor(self._resolvers, self._resolve, uri)
+            resolving = loop.run_in_executor(
+                self._resolvers, self._resolve, asked.uri, asked.adapter
+            )
             ref = await asyncio.wait_for(resolving, RESOLVE_SECONDS_MAXIMUM)
         except TimeoutError as error:
             raise DeadlineExceeded(

@@ -12,12 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import structlog
 
 from stoker.native import Pool
 from stoker.placement.errors import StartFailed, StokerError
-from stoker.placement.records import CheckpointRef, NodeRecord
+from stoker.placement.records import CheckpointRef, FunctionRecord, NodeRecord
 from stoker.placement.state_lock import lock_state
 from stoker.placement.store import Store
 from stoker.placement.stores import open_store
@@ -25,6 +26,7 @@ from stoker.runtime import cgroup_trees, sandbox
 from stoker.runtime.agent import Agent, Tiers
 from stoker.runtime.agent_http import Server, application
 from stoker.runtime.announcements import Announcements
+from stoker.runtime.checkpoint.manifest import Manifest
 from stoker.runtime.checkpoint.residency import Residency
 from stoker.runtime.checkpoint.settings import CheckpointSettings
 from stoker.runtime.checkpoint.source import prepare_s3
@@ -32,8 +34,10 @@ from stoker.runtime.checkpoint.tiers import CheckpointCache
 from stoker.runtime.code_cache import CodeCache
 from stoker.runtime.environments import Environment, Environments
 from stoker.runtime.function_logs import FunctionLogs
+from stoker.runtime.limits import free_memory_bytes
 from stoker.runtime.node import Node
 from stoker.runtime.peers import PeerDirectory
+from stoker.runtime.preflight import check_memory
 from stoker.runtime.settings import Settings
 from stoker.runtime.spare_sockets import SpareSockets, address_of, listen
 from stoker.runtime.worker_start import ZygoteStart
@@ -132,7 +136,7 @@ async def _serve(
         ThreadPoolExecutor(settings.instances_maximum, "wait-for-load") as waiting_threads,
     ):
         node = Node(
-            open_checkpoint=await asyncio.to_thread(_opener, cache, settings.node_id, store),
+            open_checkpoint=await asyncio.to_thread(_opener, cache, settings.node_id, store, pool),
             open_code=CodeCache(settings.code_dir, store).open,
             zygote_for=zygotes.lease,
             announcer=announcements,
@@ -200,12 +204,24 @@ def _zygotes(settings: Settings, own: ZygoteClient) -> Zygotes:
 
 
 def _opener(
-    cache: CheckpointCache, node_id: str, store: Store
-) -> Callable[[CheckpointRef], Residency]:
+    cache: CheckpointCache, node_id: str, store: Store, pool: Pool
+) -> Callable[[CheckpointRef, FunctionRecord], Residency]:
     """Opens what somebody waits for now, which no prefetch may delay; other nodes are asked."""
     peers = PeerDirectory(node_id)
     peers.watch(store)
-    return lambda ref: cache.open(ref, deadline=time.monotonic(), peers=peers.holding(ref.digest))
+
+    def open_checkpoint(ref: CheckpointRef, function: FunctionRecord) -> Residency:
+        def check(manifest: Manifest, files_dir: Path) -> None:
+            # What the pool has not taken yet is promised to checkpoints.
+            promised = pool.capacity_bytes - pool.prefaulted_bytes
+            check_memory(function, manifest, files_dir, free_memory_bytes() - promised)
+
+        held = peers.holding(ref.digest)
+        if ref != function.checkpoint:
+            return cache.open(ref, deadline=time.monotonic(), peers=held)
+        return cache.open(ref, deadline=time.monotonic(), peers=held, check=check)
+
+    return open_checkpoint
 
 
 def _configure_logging(level: str) -> None:

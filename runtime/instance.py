@@ -35,7 +35,8 @@ from stoker.placement.records import (
 from stoker.placement.resources import Limits, parse_limits
 from stoker.runtime.cgroups import Group
 from stoker.runtime.function_logs import LineSplitter
-from stoker.runtime.node import Node, OpenCheckpoint, Worker, Zygote
+from stoker.runtime.node import Node, Worker, Zygote
+from stoker.runtime.openings import Openings
 from stoker.runtime.worker_end import cause_of_death
 from stoker.runtime.worker_start import (
     CheckpointStart,
@@ -75,9 +76,8 @@ class Instance:
         self._stop_requested = asyncio.Event()
         self._drain_seconds = DRAIN_SECONDS_MAXIMUM
         self._farewell_seconds = DRAIN_SECONDS_MAXIMUM
-        self._opening: asyncio.Future[OpenCheckpoint] | None = None
-        self._checkpoint: OpenCheckpoint | None = None
-        self._open_seconds = 0.0
+        # The model's, then its adapter's.
+        self._openings = Openings(node, self._age)
         self._worker: Worker | None = None
         self._serving_at = math.inf
         self._called = False
@@ -145,23 +145,23 @@ class Instance:
         self._grouping = asyncio.ensure_future(
             asyncio.to_thread(node.groups.create, self.record.instance_id, limits)
         )
-        if function.checkpoint is not None:
-            opening = loop.run_in_executor(node.threads, node.open_checkpoint, function.checkpoint)
-            self._opening = opening
+        self._openings.begin(function)
         code_dir = None
         if function.code_digest is not None:
             code_dir = await loop.run_in_executor(
                 node.threads, node.open_code, function.code_digest
             )
         async with node.zygote_for(code_dir, self._write_log) as zygote:
-            if self._opening is not None:
-                # A thread cannot be cancelled: `_release` closes what it opens too late.
-                self._checkpoint = await asyncio.shield(self._opening)
-                self._open_seconds = self._age()
-            await self._fork(zygote, function, code_dir)
+            await self._fork(zygote, function, code_dir, await self._openings.starts())
 
-    async def _fork(self, zygote: Zygote, function: FunctionRecord, code_dir: Path | None) -> None:
-        checkpoint, limits = self._checkpoint, parse_limits(function.limits)
+    async def _fork(
+        self,
+        zygote: Zygote,
+        function: FunctionRecord,
+        code_dir: Path | None,
+        starts: list[CheckpointStart],
+    ) -> None:
+        limits = parse_limits(function.limits)
         start = WorkerStart(
             instance_id=self.record.instance_id,
             function=function,
@@ -170,26 +170,15 @@ class Instance:
             work_dir=str(self._work_dir),
             started_at=self._seen_at,
             code_dir=None if code_dir is None else str(code_dir),
-            checkpoint=None
-            if checkpoint is None or function.checkpoint is None
-            else CheckpointStart(
-                files_dir=str(checkpoint.files_dir),
-                layout_path=str(checkpoint.layout_path),
-                chunks=tuple(checkpoint.chunks),
-                byte_count=checkpoint.byte_count,
-                digest=function.checkpoint.digest,
-                resident=checkpoint.resident,
-                open_seconds=self._open_seconds,
-            ),
+            checkpoint=starts[0] if starts else None,
+            adapter=starts[1] if len(starts) > 1 else None,
             sandbox=await self._sandbox(limits),
         )
         self._work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         with contextlib.ExitStack() as write_ends:
             log_reader, log_end = await self._pipe(write_ends)
             status_reader, status_end = await self._pipe(write_ends)
-            shared = [self._listening.fileno(), log_end, status_end]
-            if checkpoint is not None:
-                shared += [self._node.pool_descriptor, checkpoint.progress.fd]
+            shared = [self._listening.fileno(), log_end, status_end, *self._openings.descriptors]
             self._worker = await zygote.start(start, shared)
         self._listening.close()
         self._status_pipe = status_reader
@@ -225,7 +214,7 @@ class Instance:
         """Returns when an order to stop came; raises what ended the instance otherwise."""
         status = asyncio.ensure_future(self._next_status())
         stopping = asyncio.ensure_future(self._stop_requested.wait())
-        loading = asyncio.ensure_future(self._load_failure())
+        loading = asyncio.ensure_future(self._openings.failure(STARTUP_SECONDS_MAXIMUM))
         waits: set[asyncio.Future[Any]] = {worker.exited, status, stopping, loading}
         try:
             while not stopping.done():
@@ -262,19 +251,6 @@ class Instance:
             return decode_status(line) if line else None
         except (ValueError, BadRequest) as error:
             raise StartFailed(f"Expected a status line from the worker, found: {error}.") from error
-
-    async def _load_failure(self) -> StokerError | None:
-        """What the checkpoint's load failed with, or None once everything is in memory."""
-        if self._checkpoint is None:
-            return None
-        loop, checkpoint = asyncio.get_running_loop(), self._checkpoint
-        try:
-            await loop.run_in_executor(
-                self._node.waiting_threads, checkpoint.wait, STARTUP_SECONDS_MAXIMUM
-            )
-        except StokerError as error:
-            return error
-        return None
 
     def _hear(self, said: WorkerStatus) -> None:
         if said.event == "failed":
@@ -335,8 +311,7 @@ class Instance:
             self._log_pump.cancel()
         for transport in self._transports:
             transport.close()
-        if self._opening is not None:
-            self._opening.add_done_callback(self._close_checkpoint)
+        self._openings.close()
         await self._remove_group()
         await asyncio.to_thread(shutil.rmtree, self._work_dir, ignore_errors=True)
         self._say("ended")
@@ -353,10 +328,6 @@ class Instance:
                 if story is not None:
                     self._say(story)
             await asyncio.to_thread(group.remove)
-
-    def _close_checkpoint(self, opening: asyncio.Future[OpenCheckpoint]) -> None:
-        if not opening.cancelled() and opening.exception() is None:
-            opening.result().close()
 
     async def _end(self, worker: Worker) -> None:
         if worker.exited.done():

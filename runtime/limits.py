@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 GIB = 1 << 30
@@ -33,6 +34,31 @@ def memory_bytes(cgroup_root: Path = CGROUP_ROOT) -> int:
     limit = _read(cgroup_root / "memory.max")
     limit = limit or _read(cgroup_root / "memory" / "memory.limit_in_bytes")
     return min(memory, int(limit)) if limit.isdecimal() else memory
+
+
+def free_memory_bytes(
+    cgroup_root: Path = CGROUP_ROOT, meminfo: Path = Path("/proc/meminfo")
+) -> int:
+    """What processes can still get: of the machine, or of the control group where that is less.
+
+    Cached pages of files count as free, for the kernel gives them up.
+    """
+    found = re.search(r"^MemAvailable:\s*(\d+) kB$", _read(meminfo), re.MULTILINE)
+    free = [int(found[1]) * 1024 if found else memory_bytes(cgroup_root)]
+    version_1 = cgroup_root / "memory"
+    for limit, used, stat in (
+        (cgroup_root / "memory.max", cgroup_root / "memory.current", cgroup_root / "memory.stat"),
+        (
+            version_1 / "memory.limit_in_bytes",
+            version_1 / "memory.usage_in_bytes",
+            version_1 / "memory.stat",
+        ),
+    ):
+        limit_bytes, used_bytes = _read(limit), _read(used)
+        if limit_bytes.isdecimal() and used_bytes.isdecimal():
+            files = re.findall(r"^(?:in)?active_file (\d+)$", _read(stat), re.MULTILINE)
+            free.append(int(limit_bytes) - int(used_bytes) + sum(map(int, files)))
+    return max(0, min(free))
 
 
 def default_dram_bytes(memory: int) -> int:

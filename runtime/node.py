@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from stoker.placement.records import CheckpointRef
+from stoker.placement.records import CheckpointRef, FunctionRecord
 from stoker.runtime.cgroups import ControlGroups
 from stoker.runtime.function_logs import FunctionLogs
 from stoker.runtime.worker_start import WorkerStart
@@ -74,11 +74,12 @@ class Node:
 
     `sandbox_levels` are those that every worker enters, `hidden` the folders that none sees.
     `open_checkpoint` and `open_code` block and are run in `threads`; waiting for a load to end
-    takes a thread of `waiting_threads`. `zygote_for` gives what forks workers for the code in a
-    folder, and writes to the function's log meanwhile. `on_serving` is told the init seconds.
+    takes a thread of `waiting_threads`. A checkpoint is opened for a function, for which there must
+    be memory. `zygote_for` gives what forks workers for the code in a folder, and writes to the
+    function's log meanwhile. `on_serving` is told the init seconds.
     """
 
-    open_checkpoint: Callable[[CheckpointRef], OpenCheckpoint]
+    open_checkpoint: Callable[[CheckpointRef, FunctionRecord], OpenCheckpoint]
     open_code: Callable[[str], Path]
     zygote_for: Callable[
         [Path | None, Callable[[list[str]], None]], AbstractAsyncContextManager[Zygote]

@@ -21,18 +21,16 @@ from transformers.modeling_utils import PreTrainedModel
 from stoker.native import Mapping, Progress
 from stoker.placement.records import FunctionRecord, Task
 from stoker.runtime.checkpoint.tensors import tensor_views
-from stoker.runtime.engine import weights
+from stoker.runtime.engine import kv_cache, weights
 from stoker.runtime.engine.arrival import Arrival
 from stoker.runtime.engine.embedder import Embedder, read_pooling
+from stoker.runtime.engine.embedding_queue import EmbeddingQueue
 from stoker.runtime.engine.skeleton import attach, build_skeleton
 from stoker.runtime.engine.tokenizer import TextCodec, load_codec, read_json
 from stoker.runtime.engine.transformers_engine import TransformersEngine
 from stoker.runtime.handlers.http import Handler
 from stoker.runtime.handlers.model import EmbeddingHandler, GenerationHandler
 from stoker.runtime.worker_start import CheckpointStart
-
-CONTEXT_TOKENS_DEFAULT = 8192
-"""The context of a function that names none, if its model has as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +52,30 @@ def template_key(function: FunctionRecord, digest: str) -> TemplateKey:
         function.max_context,
         function.scaling.concurrency,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter in the pool, which may still be on its way there."""
+
+    checkpoint: CheckpointStart
+    pool_descriptor: int
+    progress: Progress
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Put it beside the weights, which other functions may share and which stay as they are."""
+        # PEFT takes a while to import, and most functions have no adapter.
+        from stoker.runtime.checkpoint.adapter import attach_adapter
+
+        checkpoint = self.checkpoint
+        mapping = Mapping(checkpoint.byte_count)
+        mapping.map(self.pool_descriptor, checkpoint.chunks)
+        weights.wait_for_bytes(self.progress, checkpoint.byte_count)
+        tensors = tensor_views(
+            torch.frombuffer(mapping, dtype=torch.uint8),
+            weights.read_layout(Path(checkpoint.layout_path)),
+        )
+        attach_adapter(model, Path(checkpoint.files_dir), tensors, checkpoint.uri)
 
 
 class ModelTemplate:
@@ -81,11 +103,13 @@ class ModelTemplate:
         chunks: tuple[int, ...],
         progress: Progress | None,
         on_lost: Callable[[], None],
+        adapter: Adapter | None = None,
     ) -> tuple[Handler, Arrival | None]:
         """The function's handler around the weights in these chunks of the pool; call it once.
 
         With `progress`, they may still be on their way: a forward pass waits for what it needs
-        of them. `on_lost` is called on the event loop when the engine has died.
+        of them. `on_lost` is called on the event loop when the engine has died. The adapter is
+        waited for: it is small, and wraps layers that the forward pass goes through.
         """
         self._mapping.map(pool_descriptor, chunks)
         memory = self._memory()
@@ -93,10 +117,12 @@ class ModelTemplate:
         if arrival is not None and self._needs_bytes:
             arrival.ended.result()
         self._runner = runner = self._runner or self._make_runner()
+        if adapter is not None:
+            adapter.attach(self._skeleton.model)
         if arrival is not None:
             arrival.guard(self._skeleton.model)
         if isinstance(runner, Embedder):
-            return EmbeddingHandler(runner, self._codec), arrival
+            return EmbeddingHandler(EmbeddingQueue(runner), self._codec), arrival
         runner.start(on_lost, None if arrival is None else arrival.ended)
         return GenerationHandler(runner, self._codec, self._key.task), arrival
 
@@ -134,9 +160,8 @@ class ModelTemplate:
         )
 
     def _context_tokens(self, model: PreTrainedModel) -> int:
-        context_tokens = min(
-            self._key.max_context or CONTEXT_TOKENS_DEFAULT,
-            getattr(model.config, "max_position_embeddings", CONTEXT_TOKENS_DEFAULT),
+        context_tokens = kv_cache.context_tokens(
+            self._key.max_context, getattr(model.config, "max_position_embeddings", None)
         )
         if self._key.task == "embed":
             settings = read_json(self._files_dir / "sentence_bert_config.json")

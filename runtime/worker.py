@@ -133,9 +133,8 @@ class _Worker:
     async def _make_ready(
         self, ready: asyncio.Future[Ready], pool: tuple[int, ...], template: ModelTemplate | None
     ) -> None:
-        descriptors = (pool[0], pool[1]) if pool else None
         try:
-            made = await asyncio.to_thread(self._build, template, descriptors)
+            made = await asyncio.to_thread(self._build, template, pool)
             if made.start is not None:
                 await made.start()
                 made = replace(made, at=time.monotonic())
@@ -162,11 +161,11 @@ class _Worker:
             init_seconds = made.at - self._forked_at
             _tell(self._status, WorkerStatus("serving", init_seconds, template is not None))
 
-    def _build(self, template: ModelTemplate | None, descriptors: tuple[int, int] | None) -> Ready:
+    def _build(self, template: ModelTemplate | None, pool: tuple[int, ...]) -> Ready:
         """In a thread. No user code runs before the control group holds it."""
         if self._start.function.task == "custom":
             self._joining.wait()
-        made = build(self._start, template, descriptors, lambda: self._stop(1))
+        made = build(self._start, template, pool, lambda: self._stop(1))
         self._joining.wait()
         return made
 

@@ -15,7 +15,7 @@ from stoker.runtime.handlers import functions_framework, knative
 from stoker.runtime.handlers.code import listing
 from stoker.runtime.handlers.openfaas import Context, FunctionHandler, load_handle
 from stoker.runtime.handlers.process import ProcessHandler
-from stoker.runtime.template import ModelTemplate, template_key
+from stoker.runtime.template import Adapter, ModelTemplate, template_key
 from stoker.runtime.worker_http import Ready, guarded
 from stoker.runtime.worker_start import WorkerStart
 
@@ -23,13 +23,13 @@ from stoker.runtime.worker_start import WorkerStart
 def build(
     start: WorkerStart,
     template: ModelTemplate | None,
-    descriptors: tuple[int, int] | None,
+    descriptors: tuple[int, ...],
     on_lost: Callable[[], None],
 ) -> Ready:
     """The function of `start`, ready to be called; StokerError when it cannot be.
 
-    `descriptors` are those of the pool and of the load's progress. The weights may still be on
-    their way: a forward pass waits for what it needs of them. `on_lost` is called on the event
+    `descriptors` are those of the pool and of the progress of each load. The weights may still be
+    on their way: a forward pass waits for what it needs of them. `on_lost` is called on the event
     loop when the engine has died.
     """
     if start.failure is not None:
@@ -37,7 +37,7 @@ def build(
     if start.checkpoint is None or start.function.task == "custom":
         made = _custom(start)
         return replace(made, handler=guarded(made.handler), at=time.monotonic())
-    if descriptors is None:
+    if not descriptors:
         raise StartFailed(
             "Expected the pool's descriptor with the checkpoint, found none.",
             "Run the same release of Stoker in agent and zygote.",
@@ -45,9 +45,12 @@ def build(
     checkpoint = start.checkpoint
     if template is None:
         template = ModelTemplate(template_key(start.function, checkpoint.digest), checkpoint)
-    pool, progress_descriptor = descriptors
+    pool, progress_descriptor, *adapter_progress = descriptors
     progress = None if checkpoint.resident else Progress.open(progress_descriptor)
-    handler, arrival = template.start(pool, checkpoint.chunks, progress, on_lost)
+    adapter = None
+    if start.adapter is not None:
+        adapter = Adapter(start.adapter, pool, Progress.open(adapter_progress[0]))
+    handler, arrival = template.start(pool, checkpoint.chunks, progress, on_lost, adapter)
     ready_at = time.monotonic()
     if progress is None or arrival is None:
         return Ready(guarded(handler), ready_at)

@@ -1,8 +1,9 @@
 """The HTTP face of a worker: an ASGI application that needs no framework.
 
 It is up before the function is: requests wait for `ready` and then take one of `concurrency`
-slots. A client that leaves cancels what runs for it. The answer's head carries Server-Timing with
-the seconds that this very request waited for fetch, load and init, and its prefill.
+slots; one too many is 429 with Retry-After. A client that leaves cancels what runs for it. The
+answer's head carries Server-Timing with the seconds that this very request waited for fetch, load
+and init, and its prefill.
 """
 
 from __future__ import annotations
@@ -23,14 +24,13 @@ import orjson
 from stoker.placement.errors import (
     InstanceLost,
     PayloadTooLarge,
-    QueueFull,
     StokerError,
     Unauthorized,
 )
+from stoker.runtime.admission import Admission
 from stoker.runtime.handlers.http import Handler, Request, Response, json_response
 
 BODY_BYTES_MAXIMUM = 64 << 20
-WAITING_PER_SLOT_MAXIMUM = 2
 LOAD_ERROR_SECONDS_MAXIMUM = 1.0
 """Between a layer that hears that its load has failed and everybody else."""
 _HOP_BY_HOP = frozenset({"connection", "content-length", "keep-alive", "transfer-encoding"})
@@ -99,9 +99,7 @@ class WorkerApp:
         self._token = token.encode()
         self._instance_id = instance_id.encode()
         self._ready = ready
-        self._slots = asyncio.Semaphore(concurrency)
-        self._in_flight = 0
-        self._in_flight_maximum = concurrency * (1 + WAITING_PER_SLOT_MAXIMUM)
+        self._admission = Admission(concurrency)
         self._ordered_at = started_at
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
@@ -131,17 +129,9 @@ class WorkerApp:
 
     async def _answer(self, request: Request, since: float, send: Send) -> None:
         try:
-            if self._in_flight >= self._in_flight_maximum:
-                raise QueueFull(
-                    f"Expected at most {self._in_flight_maximum} requests in this instance, "
-                    "found one more.",
-                    "Try again later, or raise the function's maximum of instances.",
-                    retry_after_seconds=1.0,
-                )
-            self._in_flight += 1
-            try:
+            with self._admission.place():
                 ready = await asyncio.shield(self._ready)
-                async with self._slots:
+                async with self._admission.slot():
                     try:
                         response = await ready.handler(request)
                     except StokerError as error:
@@ -149,8 +139,6 @@ class WorkerApp:
                     # The slot is held until the last byte: a stream is a request in flight.
                     stages = ready.stages(since, response.prefill)
                     await _send_response(send, response, stages)
-            finally:
-                self._in_flight -= 1
         except StokerError as error:
             await _send_response(send, error_response(error))
 

@@ -20,7 +20,7 @@ from stoker.placement.records import FunctionRecord, decode, encode
 MESSAGE_BYTES_MAXIMUM = 192 * 1024
 """Below the default send buffer of a unix socket; a chunk list of 400 GiB fits."""
 
-DESCRIPTORS_MAXIMUM = 5
+DESCRIPTORS_MAXIMUM = 6
 
 _PASSED_ON = (
     "PATH",
@@ -41,6 +41,7 @@ class CheckpointStart:
 
     `resident` says that it was complete when it was opened, which took `open_seconds`.
     `files_dir` holds the small files, `layout_path` the tensors' names, shapes and offsets.
+    `uri` is where it came from, for whoever reads an error.
     """
 
     files_dir: str
@@ -48,6 +49,7 @@ class CheckpointStart:
     chunks: tuple[int, ...]
     byte_count: int
     digest: str
+    uri: str = ""
     resident: bool = False
     open_seconds: float = 0.0
 
@@ -81,14 +83,16 @@ class WorkerStart:
     code_dir: str | None = None
     checkpoint: CheckpointStart | None = None
     failure: Mapping[str, Any] | None = None
+    adapter: CheckpointStart | None = None
     sandbox: SandboxStart = SandboxStart()
 
     @property
     def descriptor_names(self) -> tuple[str, ...]:
         """The file descriptors that travel with the message, in order."""
-        if self.checkpoint is None:
-            return ("listen", "log", "status")
-        return ("listen", "log", "status", "pool", "progress")
+        names: tuple[str, ...] = ("listen", "log", "status")
+        if self.checkpoint is not None:
+            names += ("pool", "progress")
+        return names if self.adapter is None else (*names, "adapter_progress")
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,7 +175,7 @@ class _Reader:
             template=template if lang and template.is_dir() else None,
             environment=mappings["environment"],
             labels=mappings["labels"],
-            annotations=self._with_absolute_model(fields, mappings["annotations"]),
+            annotations=self._with_absolute_folders(fields, mappings["annotations"]),
             limits=mappings["limits"],
             requests=mappings["requests"],
             build_args=mappings["build_args"],
@@ -195,21 +195,22 @@ class _Reader:
             raise self._wrong(node, f"Expected a handler folder at {folder}, found none")
         return folder
 
-    def _with_absolute_model(
+    def _with_absolute_folders(
         self, fields: Mapping[str, yaml.Node], annotations: dict[str, str]
     ) -> dict[str, str]:
-        """A model given as a path relative to the stack file, as the file:// URI it means."""
-        model = annotations.get("stoker/model", "")
-        if model.startswith("file://") and not model.startswith("file:///"):
-            raise self._wrong(
-                fields["annotations"],
-                f"Expected an absolute file:// URI in stoker/model, found {model!r}",
-                "Write file:///folder, or ./folder for one beside the stack file.",
-            )
-        if model and "://" not in model:
-            folder = (self._folder / Path(model).expanduser()).resolve()
-            return annotations | {"stoker/model": folder.as_uri()}
-        return annotations
+        """Paths relative to the stack file, of model and adapter, as the URIs they mean."""
+        absolute = dict(annotations)
+        for key in ("stoker/model", "stoker/adapter"):
+            place = annotations.get(key, "")
+            if place.startswith("file://") and not place.startswith("file:///"):
+                raise self._wrong(
+                    fields["annotations"],
+                    f"Expected an absolute file:// URI in {key}, found {place!r}",
+                    "Write file:///folder, or ./folder for one beside the stack file.",
+                )
+            if place and "://" not in place:
+                absolute[key] = (self._folder / Path(place).expanduser()).resolve().as_uri()
+        return absolute
 
     def _environment_file(self, node: yaml.Node, name: str) -> dict[str, str]:
         path = self._folder / name

@@ -9,13 +9,13 @@ import torch
 import transformers
 from transformers.modeling_utils import PreTrainedModel
 
-from stoker.placement.errors import BadRequest, CheckpointError, StartFailed
+from stoker.placement.errors import BadRequest, StartFailed
 from stoker.runtime.checkpoint.adapter import attach_adapter
 from stoker.runtime.checkpoint.bring import OnProgress, Report, bring, origin_of
 from stoker.runtime.checkpoint.landing import check_device, land
 from stoker.runtime.checkpoint.manifest import Manifest, engine_tensors
 from stoker.runtime.checkpoint.own import Maker, Wanted
-from stoker.runtime.checkpoint.resolve import is_adapter, resolve, small_files_folder
+from stoker.runtime.checkpoint.resolve import check_kind, resolve, small_files_folder
 from stoker.runtime.checkpoint.source import Source, open_model
 from stoker.runtime.checkpoint.stopping import asynchronous
 from stoker.runtime.checkpoint.tensors import is_cast, tensor_place, tensor_views
@@ -85,17 +85,8 @@ load_model_async = asynchronous(load_model)
 def _resolved(uri: str | os.PathLike[str], *, adapter: bool) -> tuple[Source, Manifest]:
     source = open_model(uri)
     manifest = resolve(source)
-    if is_adapter(manifest) == adapter:
-        return source, manifest
-    if adapter:
-        raise CheckpointError(
-            f"Expected an adapter at {source.uri}, found a whole model.",
-            "Load it by itself, or name the folder that holds adapter_config.json.",
-        )
-    raise CheckpointError(
-        f"Expected a model at {source.uri}, found an adapter.",
-        "Load the model that it was made for, and name this one as `adapter`.",
-    )
+    check_kind(manifest, source.uri, adapter=adapter)
+    return source, manifest
 
 
 def _has_causal_head(files_dir: Path) -> bool:

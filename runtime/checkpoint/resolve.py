@@ -100,6 +100,21 @@ def is_adapter(manifest: Manifest) -> bool:
     return [weight.name for weight in manifest.weights] == [ADAPTER_WEIGHTS_NAME]
 
 
+def check_kind(manifest: Manifest, uri: str, *, adapter: bool) -> None:
+    """CheckpointError for a model where an adapter is meant, and the other way round."""
+    if is_adapter(manifest) == adapter:
+        return
+    if adapter:
+        raise CheckpointError(
+            f"Expected an adapter at {uri}, found a whole model.",
+            "Load it by itself, or name the folder that holds adapter_config.json.",
+        )
+    raise CheckpointError(
+        f"Expected a model at {uri}, found an adapter.",
+        "Load the model that it was made for, and name this one as the adapter.",
+    )
+
+
 def small_files(files: Mapping[str, SourceFile]) -> list[SourceFile]:
     """Configuration and tokenizer files; code is never among them."""
     chosen = [file for file in files.values() if _is_small_file(file.name)]

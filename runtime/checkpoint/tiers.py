@@ -14,7 +14,12 @@ from pathlib import Path
 import structlog
 
 from stoker.native import Pool
-from stoker.placement.errors import CheckpointChanged, DeadlineExceeded, StokerError
+from stoker.placement.errors import (
+    CheckpointChanged,
+    DeadlineExceeded,
+    MemoryShort,
+    StokerError,
+)
 from stoker.placement.records import CheckpointRef
 from stoker.runtime.checkpoint.bandwidth import Bandwidth
 from stoker.runtime.checkpoint.dram import DramEntry, DramTier
@@ -30,7 +35,7 @@ from stoker.runtime.checkpoint.pool_note import (
     write_note,
 )
 from stoker.runtime.checkpoint.residency import Residency
-from stoker.runtime.checkpoint.resolve import read_small_file, resolve
+from stoker.runtime.checkpoint.resolve import check_kind, read_small_file, resolve
 from stoker.runtime.checkpoint.settings import CheckpointSettings
 from stoker.runtime.checkpoint.source import OpenSource, Source, open_source
 from stoker.runtime.checkpoint.source_peer import PeerAccess, Peers, PeerSource
@@ -43,6 +48,12 @@ RESOLVED_MAXIMUM = 64
 ASSUMED_REMOTE_BYTES_PER_SECOND = 1e9  # until the first load has been measured
 ASSUMED_SSD_BYTES_PER_SECOND = 2e9
 _log = structlog.get_logger()
+
+Check = Callable[[Manifest, Path], None]
+
+
+def _unchecked(_manifest: Manifest, _files_dir: Path) -> None:
+    """Takes every checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +108,14 @@ class CheckpointCache:
         self._memory = memory_identity(pool)
         self._adopt()
 
-    def resolve(self, uri: str) -> CheckpointRef:
-        """Pin the checkpoint that is now at `uri`.
+    def resolve(self, uri: str, adapter: bool = False) -> CheckpointRef:
+        """Pin the model that is now at `uri`, or the adapter.
 
         Raises BadSpec, CheckpointMissing, CheckpointForbidden, PickleRefused, HeaderInvalid,
         CheckpointError or SourceUnavailable.
         """
         manifest = resolve(self._open_source(uri))
+        check_kind(manifest, uri, adapter=adapter)
         with self._lock:
             self._resolved[manifest.digest] = manifest
             while len(self._resolved) > RESOLVED_MAXIMUM:
@@ -111,15 +123,21 @@ class CheckpointCache:
         return CheckpointRef(uri, manifest.digest, manifest.weight_bytes, manifest.packed)
 
     def open(
-        self, ref: CheckpointRef, *, deadline: float | None = None, peers: Sequence[str] = ()
+        self,
+        ref: CheckpointRef,
+        *,
+        deadline: float | None = None,
+        peers: Sequence[str] = (),
+        check: Check = _unchecked,
     ) -> Residency:
         """Hold the checkpoint; the load runs on behind the return. Opens of one digest coalesce.
 
         Of several loads the one with the earliest `deadline` (time.monotonic) goes first; one
         without gets what is left. `peers` are `host:port` of agents that may hold its chunks.
+        `check` is shown the manifest and the small files before any weights move.
 
         Raises what `resolve` raises, CheckpointChanged when `ref` is no longer what lies there,
-        and StorageFull when neither memory nor disk can be made free.
+        StorageFull when neither memory nor disk can be made free, and MemoryShort by `check`.
         """
         entry = self._dram.pin(ref.digest)
         while entry is None:
@@ -129,12 +147,15 @@ class CheckpointCache:
                 if opening is None:
                     opening = self._openings[ref.digest] = Future()
             entry = (
-                self._lead(ref, opening, deadline, peers) if mine else self._follow(ref, opening)
+                self._lead(ref, opening, deadline, peers, check)
+                if mine
+                else self._follow(ref, opening)
             )
         if deadline is not None:
             entry.loading.hasten(deadline)
         try:
             self._ssd.mend(entry.ssd, functools.partial(self._fetch_again, ref))
+            check(entry.ssd.manifest, entry.ssd.files_dir)
         except BaseException:
             self._unpin(entry, True)
             raise
@@ -176,11 +197,12 @@ class CheckpointCache:
         opening: Future[None],
         deadline: float | None,
         peers: Sequence[str],
+        check: Check,
     ) -> DramEntry:
         """Open for all who ask meanwhile."""
         try:
             # It may have come in between the look at the pool and the look at the openings.
-            entry = self._dram.pin(ref.digest) or self._start(ref, deadline, peers)
+            entry = self._dram.pin(ref.digest) or self._start(ref, deadline, peers, check)
         except BaseException as error:
             opening.set_exception(error)
             raise
@@ -194,6 +216,8 @@ class CheckpointCache:
     def _follow(self, ref: CheckpointRef, opening: Future[None]) -> DramEntry | None:
         try:
             opening.result(OPEN_SECONDS_MAXIMUM)
+        except MemoryShort:
+            return None  # said of another function; this one is checked for itself
         except FutureTimeoutError as error:
             raise DeadlineExceeded(
                 f"Expected {ref.uri} to open within {OPEN_SECONDS_MAXIMUM:.0f} s.",
@@ -201,10 +225,17 @@ class CheckpointCache:
             ) from error
         return self._dram.pin(ref.digest)
 
-    def _start(self, ref: CheckpointRef, deadline: float | None, peers: Sequence[str]) -> DramEntry:
+    def _start(
+        self, ref: CheckpointRef, deadline: float | None, peers: Sequence[str], check: Check
+    ) -> DramEntry:
         self._dram.check_capacity(chunk_count(ref.weight_bytes))
         source = self._open_source(ref.uri)
         held = self._ssd.hold(ref.digest) or self._admit(ref, source)
+        try:
+            check(held.manifest, held.files_dir)
+        except BaseException:
+            self._ssd.release(held)
+            raise
         asked = Peers([PeerSource(at, self._peer_access, held.manifest) for at in peers])
         begin = functools.partial(Loading, self._context, held, source, asked, deadline)
         return self._begin(held, source.uri, lambda: self._dram.add(held, begin))

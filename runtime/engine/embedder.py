@@ -7,7 +7,6 @@ normalised.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,8 @@ from stoker.runtime.engine.tokenizer import read_json
 
 BATCH_TOKENS_MAXIMUM = 8_192
 """Tokens of one forward pass, padding included."""
+LIKE_TOKENS = 16
+"""Texts of up to so many tokens go together, longer ones with those of up to twice their length."""
 
 
 Mode = Literal["mean", "cls", "lasttoken"]
@@ -60,16 +61,15 @@ def read_pooling(files_dir: Path) -> Pooling:
 
 
 class Embedder:
-    """Embeds token lists of at most `context_tokens` each. Calls from many threads take turns."""
+    """Embeds token lists of at most `context_tokens` each."""
 
     def __init__(self, model: PreTrainedModel, pooling: Pooling, context_tokens: int) -> None:
         self.context_tokens = context_tokens
         self._model = model
         self._pooling = pooling
-        self._turn = threading.Lock()
 
-    def embed(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """One vector per text, in the order given; ContextOverflow for a text too long."""
+    def check(self, texts: Sequence[Sequence[int]]) -> None:
+        """ContextOverflow for a text that is too long."""
         for tokens in texts:
             if len(tokens) > self.context_tokens:
                 raise ContextOverflow(
@@ -79,10 +79,13 @@ class Embedder:
                     prompt_tokens=len(tokens),
                     context_tokens=self.context_tokens,
                 )
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """One vector per text, in the order given; ContextOverflow for a text too long."""
+        self.check(texts)
         vectors: dict[int, list[float]] = {}
         for batch in _batches(texts):
-            with self._turn:
-                rows = self._forward([texts[i] for i in batch])
+            rows = self._forward([texts[i] for i in batch])
             vectors.update(zip(batch, rows, strict=True))
         return [vectors[i] for i in range(len(texts))]
 
@@ -118,7 +121,9 @@ def _batches(texts: Sequence[Sequence[int]]) -> list[list[int]]:
     batches: list[list[int]] = []
     for index in sorted(range(len(texts)), key=lambda i: len(texts[i])):
         longest = max(1, len(texts[index]))
-        if batches and (len(batches[-1]) + 1) * longest <= BATCH_TOKENS_MAXIMUM:
+        # The others are padded to the longest, and what is padded costs as much as text does.
+        alike = bool(batches) and longest <= max(LIKE_TOKENS, 2 * len(texts[batches[-1][0]]))
+        if alike and (len(batches[-1]) + 1) * longest <= BATCH_TOKENS_MAXIMUM:
             batches[-1].append(index)
         else:
             batches.append([index])

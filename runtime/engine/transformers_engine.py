@@ -31,19 +31,16 @@ from transformers.modeling_utils import PreTrainedModel
 
 from stoker.placement.errors import InstanceLost, StartFailed
 from stoker.runtime.engine.context import tokens_left
+from stoker.runtime.engine.kv_cache import PAGE_TOKENS, cache_blocks
 from stoker.runtime.engine.protocol import FinishReason, SamplingParams
 from stoker.runtime.engine.sampling import SamplingProcessor
 
-PAGE_TOKENS = 64
 BATCH_TOKENS_MAXIMUM = 512
 """Prompt tokens in one forward pass; a longer prompt is split, and others decode in between."""
 FIRST_BATCH_TOKENS_MAXIMUM = 2048
 """The same while the weights arrive: a pass takes as long as they do, however much it computes."""
 REHEARSED_PROMPT = [0] * (PAGE_TOKENS // 2)
 """Shorter than a page: whole pages are kept for prompts that begin alike."""
-CACHE_TOKENS_MAXIMUM = 16_384
-"""Tokens cached for all requests together, unless one alone may be longer. When they do not fit
-at once, the engine sets some aside and computes them again."""
 
 
 class TransformersEngine:
@@ -65,13 +62,12 @@ class TransformersEngine:
         self._end_tokens = list(end_tokens)
         self._on_lost: Callable[[], None] = lambda: None
         self._names = itertools.count()
-        cached = max(context_tokens, min(CACHE_TOKENS_MAXIMUM, concurrency * context_tokens))
         try:
             self._manager = model.init_continuous_batching(
                 generation_config=GenerationConfig(do_sample=False, eos_token_id=-1),
                 continuous_batching_config=ContinuousBatchingConfig(
                     page_size=PAGE_TOKENS,
-                    num_blocks=-(-cached // PAGE_TOKENS) + 1,
+                    num_blocks=cache_blocks(context_tokens, concurrency),
                     max_batch_tokens=FIRST_BATCH_TOKENS_MAXIMUM,
                     max_requests_per_batch=concurrency,
                     max_blocks_per_request=0,
@@ -83,6 +79,7 @@ class TransformersEngine:
             )
             processors.tensors_required = 1
             self._manager.logit_processor = processors
+            self._manager.output_router.output_queue = _Nowhere()
             with _LazyMemory():
                 # Nothing to warm up without compilation: it only allocates the cache, here.
                 self._manager.warmup()
@@ -145,16 +142,21 @@ class TransformersEngine:
         self._manager.stop(block=True, timeout=5.0, hard_stop=True)
 
     @property
+    def cache_bytes(self) -> int:
+        """The size of the cache of keys and values, used or not."""
+        return int(self._manager.batch_processor.cache.cache_tensor.nbytes)
+
+    @property
     def cached_tokens(self) -> int:
-        """Room in the cache that requests in flight hold, in tokens.
+        """Room in the cache that requests in flight hold, in tokens; what they share counts once.
 
         Blocks kept in case another prompt begins alike do not count: they go when room is short.
         """
         allocators = self._manager.batch_processor.cache.cache_allocators.values()
         return sum(
-            len(blocks) * int(allocator.tokens_per_page)
+            len({block for blocks in list(allocator.block_table.values()) for block in blocks})
+            * int(allocator.tokens_per_page)
             for allocator in allocators
-            for blocks in list(allocator.block_table.values())
         )
 
     def cancel(self, request_id: str) -> None:
@@ -220,6 +222,13 @@ class TransformersStream:
             self._open = False
             self._engine.cancel(self.request_id)
             self._tokens.put_nowait(None)
+
+
+class _Nowhere:
+    """Where results go that nobody waits for any more: of requests that were just cancelled."""
+
+    def put(self, output: Any) -> None:
+        """Forgets it; transformers would keep it, with its whole prompt, for good."""
 
 
 class _LazyMemory(TorchFunctionMode):

@@ -57,9 +57,9 @@ class Codec(Protocol):
 
 
 class Embeds(Protocol):
-    """What the handlers need of an embedder; `embed` blocks."""
+    """What the handlers need of an embedder."""
 
-    def embed(self, texts: Sequence[Sequence[int]]) -> list[list[float]]: ...
+    async def embed(self, texts: Sequence[Sequence[int]]) -> list[list[float]]: ...
 
 
 class Generation:
@@ -181,13 +181,13 @@ class EmbeddingHandler:
             raise _not_served("completions", "an embedding model", "stoker/task: chat")
         if route == "input":
             return await self._embed(embedding_request(body))
-        vectors = await asyncio.to_thread(self._embedder.embed, [self._codec.encode(body["text"])])
+        vectors = await self._embedder.embed([self._codec.encode(body["text"])])
         return json_response(orjson.dumps(vectors[0]))
 
     async def _embed(self, request: EmbeddingRequest) -> Response:
         texts = [_encode(self._codec, text, "input") for text in request.inputs]
         started = time.monotonic()
-        vectors = await asyncio.to_thread(self._embedder.embed, texts)
+        vectors = await self._embedder.embed(texts)
         count = sum(len(tokens) for tokens in texts)
         payload = openai_answers.embeddings(request.model, vectors, request.encoding, count)
         prefill = (started, time.monotonic())

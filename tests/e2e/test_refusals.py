@@ -75,6 +75,21 @@ def test_wrong_credentials_are_refused_at_deploy_with_the_cause(
         other.stop()
 
 
+def test_a_function_that_its_limit_cannot_hold_is_refused_before_it_loads(
+    stack: Stack, chat: str
+) -> None:
+    annotations = {"stoker/model": f"s3://{BUCKET}/smollm2-135m-instruct"}
+    assert stack.deploy("tight", annotations, limits={"memory": "64Mi"}).status == 202
+
+    answer = stack.chat("tight", "Hi")
+
+    error = answer.json()["error"]
+    assert (answer.status, error["code"]) == (503, "memory_short")
+    assert f"at most {64 << 20} bytes" in error["message"]
+    assert "stoker/max-context" in error["message"]
+    stack.remove("tight")
+
+
 def test_a_pickle_checkpoint_is_refused(stack: Stack, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04N.")

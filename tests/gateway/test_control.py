@@ -162,6 +162,19 @@ def test_a_model_is_pinned_by_a_node_at_deploy(bench: Bench) -> None:
     assert bench.system("GET", "/system/function/model2").status == 404
 
 
+def test_an_adapter_is_pinned_beside_its_model(bench: Bench) -> None:
+    def resolve(uri: str) -> server.Response:
+        return server.Response(body=encode(CheckpointRef(uri, uri[-1] * 64, 100, packed=True)))
+
+    bench.place.resolve = resolve
+    annotations = {"stoker/model": "s3://b/a", "stoker/adapter": "s3://b/b"}
+    body = deployment("adapted", annotations=annotations)
+    assert bench.system("POST", "/system/functions", body).status == 202
+    found = record(bench, "adapted")
+    assert found.checkpoint == CheckpointRef("s3://b/a", "a" * 64, 100, packed=True)
+    assert found.adapter == CheckpointRef("s3://b/b", "b" * 64, 100, packed=True)
+
+
 def test_scaling_is_asked_once_and_reads_back_at_once(bench: Bench) -> None:
     function = bench.function()
     path = f"/system/scale-function/{function.name}"

@@ -12,7 +12,7 @@ from aiohttp import web as server
 
 from harness import web
 from harness.gateway import Bench, reset, stream
-from stoker.placement.errors import ContextOverflow
+from stoker.placement.errors import ContextOverflow, QueueFull
 from stoker.placement.records import FunctionRecord
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -58,6 +58,28 @@ def test_the_client_reads_a_stream_and_the_body_reaches_the_instance_unchanged(
     assert request.path == "/v1/chat/completions"
     assert "Authorization" not in request.headers
     assert json.loads(worker.bodies[0])["model"] == function.name
+
+
+def test_an_instance_that_is_full_is_an_error_object_with_its_own_time_to_come_back(
+    bench: Bench,
+) -> None:
+    full = QueueFull("Expected at most 6 requests, found one more.", retry_after_seconds=6.2)
+
+    async def refuse(request: server.Request) -> server.Response:
+        body = {"error": full.to_wire()}
+        return server.json_response(body, status=429, headers={"Retry-After": "7"})
+
+    function = chat_function(bench, bench.worker(refuse).address)
+    with client_of(bench) as client, pytest.raises(openai.RateLimitError) as raised:
+        client.chat.completions.create(model=function.name, messages=MESSAGES)
+    assert raised.value.response.headers["retry-after"] == "7"
+    error = raised.value.response.json()["error"]
+    assert error["message"].startswith(full.cause)
+    assert (error["type"], error["param"]) == ("rate_limit_error", None)
+    assert error["code"] == "queue_full"
+    plain = bench.call("POST", f"/function/{function.name}", b"x")
+    assert (plain.status, plain.headers["retry-after"]) == (429, "7")
+    assert plain.json()["error"]["code"] == "queue_full"
 
 
 def test_a_lost_stream_raises_in_the_client_instead_of_ending_well(bench: Bench) -> None:

@@ -60,7 +60,7 @@ class Resident:
 
 def resident(folder: Path, pool: Pool, scratch: Path) -> Resident:
     """The folder's one weight file with chunks allocated for it, none of them read yet."""
-    path = folder / "model.safetensors"
+    (path,) = folder.glob("*.safetensors")
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(8)
@@ -123,6 +123,7 @@ class WorkerProcess:
         work_dir: Path,
         *,
         checkpoint: Resident | None = None,
+        adapter: Resident | None = None,
         code_dir: Path | None = None,
         threads: int = 1,
         instance_id: str = "i-1",
@@ -147,11 +148,14 @@ class WorkerProcess:
             self.began,
             None if code_dir is None else str(code_dir),
             None if checkpoint is None else checkpoint.start,
-            SandboxStart(sandbox_levels(), hidden, groups, memory_bytes),
+            adapter=None if adapter is None else adapter.start,
+            sandbox=SandboxStart(sandbox_levels(), hidden, groups, memory_bytes),
         )
         descriptors = [listening.fileno(), log_write, status_write]
         if checkpoint is not None:
             descriptors += [checkpoint.pool.fd, checkpoint.progress.fd]
+        if adapter is not None:
+            descriptors.append(adapter.progress.fd)
         zygote.send(encode_start(start), descriptors)
         listening.close()
         os.close(log_write)

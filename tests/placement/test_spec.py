@@ -63,10 +63,25 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(key: str, nearest:
         parse_deployment(deployment(annotations={f"stoker/{key}": "x"}))
 
 
-@pytest.mark.parametrize("key", ["slo-ttft-ms", "priority", "devices", "adapter", "trigger-s3"])
+@pytest.mark.parametrize("key", ["slo-ttft-ms", "priority", "devices", "trigger-s3"])
 def test_a_key_of_a_later_release_is_refused_and_not_ignored(key: str) -> None:
     with pytest.raises(BadSpec, match=f"stoker/{key} is not supported in this release"):
         parse_deployment(deployment(annotations={**MODEL, f"stoker/{key}": "1"}))
+
+
+def test_an_adapter_goes_with_a_model() -> None:
+    draft = parse_deployment(model(adapter="s3://models/lora"))
+    pinned = CheckpointRef("s3://models/lora", "c" * 64, 10, packed=False)
+    record = record_from_draft(draft, CHECKPOINT, None, 0.0, 1, pinned)
+    assert (record.checkpoint, record.adapter) == (CHECKPOINT, pinned)
+    assert decode(FunctionRecord, encode(record)) == record
+
+    with pytest.raises(BadSpec, match="s3://models/lora"):
+        record_from_draft(draft, CHECKPOINT, None, 0.0, 1)
+    with pytest.raises(BadSpec, match="stoker/model beside stoker/adapter"):
+        parse_deployment(deployment(annotations={"stoker/adapter": "s3://models/lora"}))
+    with pytest.raises(BadSpec, match="at stoker/adapter, found 'lora'"):
+        parse_deployment(model(adapter="lora"))
 
 
 def test_a_stoker_key_among_the_labels_is_refused() -> None:
@@ -270,7 +285,7 @@ def test_the_record_holds_the_draft_and_what_was_looked_up() -> None:
     )
     record = record_from_draft(draft, CHECKPOINT, None, created_at=12.0, generation=3)
     for field in dataclasses.fields(draft):
-        if field.name != "model_uri":
+        if field.name not in ("model_uri", "adapter_uri"):
             assert getattr(record, field.name) == getattr(draft, field.name), field.name
     assert (record.checkpoint, record.created_at, record.generation) == (CHECKPOINT, 12.0, 3)
     assert decode(FunctionRecord, encode(record)) == record

@@ -96,7 +96,7 @@ class World:
             hidden=(),
         )
 
-    def open_checkpoint(self, ref: CheckpointRef) -> OpenCheckpoint:
+    def open_checkpoint(self, ref: CheckpointRef, function: FunctionRecord) -> OpenCheckpoint:
         raise AssertionError("no function here has a model")
 
     async def fork(self, start: WorkerStart, descriptors: Sequence[int]) -> Worker:

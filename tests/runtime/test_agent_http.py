@@ -18,15 +18,16 @@ from stoker.runtime.spare_sockets import address_of, listen
 
 TOKEN = "cluster-token-of-the-tests"
 REF = CheckpointRef("s3://models/m", "a" * 64, 10, True)
+ADAPTER = CheckpointRef("s3://models/a", "b" * 64, 5, False)
 T = TypeVar("T")
 
 
-def resolve(uri: str) -> CheckpointRef:
+def resolve(uri: str, adapter: bool) -> CheckpointRef:
     if uri == "s3://models/gone":
         raise CheckpointMissing("Nothing is at s3://models/gone.", "Push it.")
     if uri == "s3://models/busy":
         raise SourceUnavailable("The source is busy.", retry_after_seconds=7)
-    return REF
+    return ADAPTER if adapter else REF
 
 
 def serve(tmp_path: Path, client: Callable[[str, FunctionLogs], T]) -> T:
@@ -58,6 +59,12 @@ def test_resolve_answers_the_pinned_checkpoint(tmp_path: Path) -> None:
     )
     assert answer.status == 200
     assert decode(CheckpointRef, answer.body) == REF
+
+
+def test_resolve_pins_an_adapter_where_one_is_asked_for(tmp_path: Path) -> None:
+    asked = encode(ResolveRequest(ADAPTER.uri, adapter=True))
+    answer = serve(tmp_path, lambda at, _: call("POST", f"{at}/resolve", asked))
+    assert decode(CheckpointRef, answer.body) == ADAPTER
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,7 @@ class World:
         self.worker: FakeWorker | None = None
         self.forked = asyncio.Event()
         self.leases = 0
+        self.opened_for: list[CheckpointRef] = []
         self.states: list[str] = []
         self.failures: list[Any] = []
         self.socket_open_at_failure = False
@@ -125,7 +126,7 @@ class World:
         self.address = address_of(self.listening)
         self.executor = ThreadPoolExecutor(4)
         node = Node(
-            open_checkpoint=lambda ref: self.opens(),
+            open_checkpoint=lambda ref, function: self.opened_for.append(ref) or self.opens(),
             open_code=lambda digest: tmp_path / digest,
             zygote_for=self.zygote_for,
             announcer=self,
@@ -331,6 +332,22 @@ def test_a_failed_load_gives_the_worker_two_seconds_to_say_so(
     world = in_world(tmp_path, story, MODEL)
     assert world.failures[0]["code"] == ChunkCorrupt.code
     assert world.failures[0]["details"] == {"expected": "a"}
+
+
+def test_an_adapter_is_opened_and_handed_over_beside_its_model(tmp_path: Path) -> None:
+    adapter = CheckpointRef("file:///a", "b" * 64, 10, False)
+
+    async def story(world: World) -> None:
+        worker = await world.serving()
+        assert worker.start.descriptor_names[3:] == ("pool", "progress", "adapter_progress")
+        assert worker.descriptor_count == 6
+        assert worker.start.adapter is not None
+        assert worker.start.adapter.digest == adapter.digest
+        world.instance.stop()
+        await world.end()
+        assert world.opened_for == [MODEL.checkpoint, adapter]
+
+    in_world(tmp_path, story, replace(MODEL, adapter=adapter))
 
 
 def test_a_checkpoint_that_does_not_open_fails_the_record_before_the_socket_closes(

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import AutoModel, AutoModelForCausalLM
 
 import stoker
 from harness import s3 as s3_harness
 from harness import tiny_model
+from harness.adapters import write_adapter
 from harness.fake_source import FakeSource
 from stoker.deploy.s3server import S3Server
 from stoker.placement.errors import CheckpointChanged, CheckpointError
@@ -26,25 +27,6 @@ from stoker.runtime.checkpoint.source_file import FileSource
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
 TOKENS = torch.tensor([[5, 17, 200, 33, 8]])
-
-
-def write_adapter(
-    base: Path, folder: Path, dtype: torch.dtype = torch.float32, **options: Any
-) -> Path:
-    auto = AutoModel if (base.name == "bert") else AutoModelForCausalLM
-    torch.manual_seed(7)
-    chosen = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], **options}
-    model = get_peft_model(auto.from_pretrained(base), LoraConfig(**chosen))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.normal_()
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.to(dtype)
-    model.save_pretrained(folder)
-    assert (folder / "adapter_model.safetensors").is_file()
-    return folder
 
 
 @pytest.fixture(scope="module")

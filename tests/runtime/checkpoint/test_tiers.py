@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import orjson
@@ -21,9 +22,11 @@ from harness.fake_source import FakeSource
 from stoker.deploy.s3server import S3Server
 from stoker.native import CHUNK_BYTES
 from stoker.placement.errors import (
+    MemoryShort,
     SourceUnavailable,
     StorageFull,
 )
+from stoker.runtime.checkpoint.manifest import Manifest
 from stoker.runtime.checkpoint.residency import Residency
 from stoker.runtime.checkpoint.settings import CheckpointSettings
 from stoker.runtime.checkpoint.tiers import Resident
@@ -100,6 +103,50 @@ def test_opens_of_one_digest_share_one_load(tmp_path: Path, make_cache: MakeCach
 
     assert len(opened) == 8
     assert len(source.reads) == len(set(source.reads))
+
+
+def test_what_is_refused_before_it_opens_reads_no_weights(
+    tmp_path: Path, make_cache: MakeCache
+) -> None:
+    source = fake(tmp_path)
+    cache = make_cache(opener(m=source))
+    ref = cache.resolve("s3://fake/m")
+    source.reads.clear()
+
+    def refuse(manifest: Manifest, files_dir: Path) -> None:
+        assert (files_dir / "config.json").is_file()
+        raise MemoryShort(f"There is no room for {manifest.weight_bytes} bytes.")
+
+    for _ in range(2):
+        with pytest.raises(MemoryShort):
+            cache.open(ref, check=refuse)
+
+    assert source.reads == []
+    cache.open(ref).wait(WAIT_SECONDS)
+    with pytest.raises(MemoryShort):
+        cache.open(ref, check=refuse)
+
+
+def test_what_is_said_of_one_function_is_not_said_of_another(
+    tmp_path: Path, make_cache: MakeCache
+) -> None:
+    cache = make_cache(opener(m=fake(tmp_path)))
+    ref = cache.resolve("s3://fake/m")
+    checking, go = threading.Event(), threading.Event()
+
+    def refuse(manifest: Manifest, files_dir: Path) -> None:
+        checking.set()
+        assert go.wait(WAIT_SECONDS)
+        raise MemoryShort("There is no room.")
+
+    with ThreadPoolExecutor(2) as threads:
+        refused = threads.submit(cache.open, ref, check=refuse)
+        assert checking.wait(WAIT_SECONDS)
+        taken = threads.submit(cache.open, ref)
+        go.set()
+        with pytest.raises(MemoryShort):
+            refused.result(WAIT_SECONDS)
+        taken.result(WAIT_SECONDS).wait(WAIT_SECONDS)
 
 
 def test_a_restarted_node_loads_from_its_ssd_alone(tmp_path: Path, make_cache: MakeCache) -> None:

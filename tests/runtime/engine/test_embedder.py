@@ -41,6 +41,17 @@ def test_texts_of_any_length_keep_their_order_and_their_vectors(model: BertModel
     torch.testing.assert_close(torch.tensor(together[1]), hidden / hidden.norm())
 
 
+def test_a_long_text_does_not_pad_the_short_ones(model: BertModel) -> None:
+    passes: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(
+        lambda _, __, inputs: passes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+
+    Embedder(model, Pooling(), 32).embed([[1] * 32, [2], [3] * 3, [4] * 30])
+
+    assert passes == [(2, 3), (2, 32)]
+
+
 @pytest.mark.parametrize(("mode", "token"), [("cls", 0), ("lasttoken", 2)])
 def test_other_poolings_take_their_token(model: BertModel, mode: str, token: int) -> None:
     pooling = Pooling(mode, normalize=False)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers.modeling_utils import PreTrainedModel
 
 from harness import tiny_model
 from stoker.placement.errors import InstanceLost
@@ -38,7 +39,7 @@ async def _tokens(
     return [token async for token in engine.submit(prompt, params)]
 
 
-def _generate(model: LlamaForCausalLM, prompt: Sequence[int], count: int) -> list[int]:
+def _generate(model: PreTrainedModel, prompt: Sequence[int], count: int) -> list[int]:
     out = model.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
@@ -51,11 +52,17 @@ def _generate(model: LlamaForCausalLM, prompt: Sequence[int], count: int) -> lis
     return tokens[: tokens.index(tiny_model.END)] if tiny_model.END in tokens else tokens
 
 
+@pytest.mark.parametrize("architecture", sorted(tiny_model.LANGUAGE_MODELS))
 def test_greedy_tokens_equal_those_of_plain_generate_alone_and_together(
-    engine: TransformersEngine,
+    architecture: str,
 ) -> None:
-    expected = [_generate(tiny_model.llama(), prompt, 24) for prompt in PROMPTS]
+    make = tiny_model.LANGUAGE_MODELS[architecture]
+    expected = [_generate(make(), prompt, 24) for prompt in PROMPTS]
     params = SamplingParams(max_tokens=24)
+    engine = TransformersEngine(
+        make(), end_tokens=[tiny_model.END], context_tokens=256, concurrency=4
+    )
+    engine.start()
 
     async def scenario() -> None:
         alone = [await _tokens(engine, prompt, params) for prompt in PROMPTS]
@@ -64,6 +71,7 @@ def test_greedy_tokens_equal_those_of_plain_generate_alone_and_together(
         assert together == expected
 
     asyncio.run(scenario())
+    engine.close()
 
 
 def test_a_request_joins_while_others_decode(engine: TransformersEngine) -> None:

@@ -267,7 +267,7 @@ def test_a_client_that_stops_reading_frees_the_engine(
 
 
 class _LengthEmbedder:
-    def embed(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def embed(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
         return [[float(len(text)), 0.5] for text in texts]
 
 

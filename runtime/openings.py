@@ -1,0 +1,76 @@
+"""The checkpoints of one instance, from their opening until they may be evicted again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from stoker.placement.errors import StokerError
+from stoker.placement.records import CheckpointRef, FunctionRecord
+from stoker.runtime.node import Node, OpenCheckpoint
+from stoker.runtime.worker_start import CheckpointStart
+
+
+class Openings:
+    """Its model's, and an adapter's beside it; opened side by side. `age` is the instance's."""
+
+    def __init__(self, node: Node, age: Callable[[], float]) -> None:
+        self._node = node
+        self._age = age
+        self._refs: list[CheckpointRef] = []
+        self._openings: list[asyncio.Future[OpenCheckpoint]] = []
+        self._opened: list[OpenCheckpoint] = []
+
+    def begin(self, function: FunctionRecord) -> None:
+        loop, node = asyncio.get_running_loop(), self._node
+        self._refs = [ref for ref in (function.checkpoint, function.adapter) if ref is not None]
+        for ref in self._refs:
+            opening = loop.run_in_executor(node.threads, node.open_checkpoint, ref, function)
+            self._openings.append(opening)
+
+    async def starts(self) -> list[CheckpointStart]:
+        """What a worker must know of each, once all are open; StokerError when one is not."""
+        found = []
+        for ref, opening in zip(self._refs, self._openings, strict=True):
+            # A thread cannot be cancelled: `close` closes what it opens too late.
+            opened = await asyncio.shield(opening)
+            self._opened.append(opened)
+            found.append(
+                CheckpointStart(
+                    files_dir=str(opened.files_dir),
+                    layout_path=str(opened.layout_path),
+                    chunks=tuple(opened.chunks),
+                    byte_count=opened.byte_count,
+                    digest=ref.digest,
+                    uri=ref.uri,
+                    resident=opened.resident,
+                    open_seconds=self._age(),
+                )
+            )
+        return found
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Of the pool and of each load's progress, if there are any."""
+        if not self._opened:
+            return []
+        return [self._node.pool_descriptor, *(opened.progress.fd for opened in self._opened)]
+
+    async def failure(self, timeout_seconds: float) -> StokerError | None:
+        """What a load failed with, or None once everything is in memory."""
+        loop, threads = asyncio.get_running_loop(), self._node.waiting_threads
+        try:
+            for opened in self._opened:
+                await loop.run_in_executor(threads, opened.wait, timeout_seconds)
+        except StokerError as error:
+            return error
+        return None
+
+    def close(self) -> None:
+        for opening in self._openings:
+            opening.add_done_callback(_close)
+
+
+def _close(opening: asyncio.Future[OpenCheckpoint]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
