@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from stoker.native import Pool
-from stoker.placement.errors import CheckpointChanged, DeadlineExceeded, StokerError
+from stoker.placement.errors import CheckpointChanged, Conflict, DeadlineExceeded, StokerError
 from stoker.placement.records import CheckpointRef
 from stoker.runtime.checkpoint.bandwidth import Bandwidth
 from stoker.runtime.checkpoint.dram import DramEntry, DramTier
@@ -139,6 +139,18 @@ class CheckpointCache:
             self._unpin(entry, True)
             raise
         return Residency(entry, functools.partial(self._unpin, entry))
+
+    def evict(self, digest: str, *, disk: bool) -> None:
+        """Give back what a checkpoint holds of the memory and, with `disk`, of the disk.
+
+        Conflict while an instance has it open, or its load or the writing of its copy runs.
+        """
+        if not (self._dram.evict(digest) and (not disk or self._ssd.evict(digest))):
+            raise Conflict(
+                f"Expected checkpoint {digest} to be idle, found it in use.",
+                "Scale its functions to 0, and try again when `stoker ps` shows no instance.",
+            )
+        self._on_change()
 
     def residents(self) -> list[Resident]:
         """Every checkpoint of which this node holds weights."""
