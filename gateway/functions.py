@@ -114,7 +114,9 @@ class Functions:
         if function is None:
             raise _missing(key)
         if function.checkpoint is None or not isinstance(disk, bool):
-            found = "a function without a model" if function.checkpoint is None else f"disk {disk!r}"
+            found = (
+                "a function without a model" if function.checkpoint is None else f"disk {disk!r}"
+            )
             raise BadRequest(
                 f"Expected a model function, and true or false as disk, found {found:.80}.",
                 "Name a function that has stoker/model.",

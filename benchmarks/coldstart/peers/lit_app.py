@@ -1,0 +1,30 @@
+"""LitServe: its OpenAI specification over one worker.
+
+python lit_app.py FOLDER PORT
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import litserve
+from generation import Chat
+
+TOKENS = 8
+
+
+class Model(litserve.LitAPI):
+    def setup(self, device: str) -> None:  # noqa: ARG002 (LitServe names it)
+        self._chat = Chat(sys.argv[1])
+
+    def predict(self, messages: list[dict[str, Any]]) -> Iterator[str]:
+        plain = [{"role": m["role"], "content": m["content"]} for m in messages]
+        yield from self._chat.stream(plain, TOKENS)
+
+
+if __name__ == "__main__":
+    api = Model(spec=litserve.OpenAISpec())
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
+    server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False)
