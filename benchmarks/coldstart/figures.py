@@ -133,9 +133,10 @@ def _ssd_over_bound(taken: Round, weight_bytes: int) -> float | None:
 
 
 def _overlap_over_bound(taken: Round) -> float | None:
-    found = taken.get("overlap")
-    if not found:
+    samples = taken.get("chat overlap")
+    if not samples:
         return None
+    (found,) = samples
     return float(found["ttft_ms"]) / overlap_bound_ms(found["load_ms"], found["prefill_ms"])
 
 

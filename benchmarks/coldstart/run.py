@@ -124,7 +124,9 @@ def measure_round(groups: Groups, order: list[str], errors: dict[str, str]) -> d
 def main() -> int:
     arguments = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    console, errors, rounds = Console(), dict[str, str](), Rounds()
+    # Wide enough for the tables also where the output goes into a file.
+    console = Console(width=max(120, Console().width))
+    errors, rounds = dict[str, str](), Rounds()
     wire = arguments.throttle_mb * 1e6
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:

@@ -95,7 +95,7 @@ def test_the_figures_of_a_round_are_all_there() -> None:
         "embed warm": [{"ttft_ms": 10}],
         "llama_cpp": [{"ttft_ms": 2000}],
         "device_bytes_per_second": 1e9,
-        "overlap": {"ttft_ms": 3600, "load_ms": 3000, "prefill_ms": 2000},
+        "chat overlap": [{"ttft_ms": 3600, "load_ms": 3000, "prefill_ms": 2000}],
         "zygote_memory": {"private": 41_500_000},
         "streams_stoker": streams(["a", "b"], tokens_per_second=95, ttft_ms_p50=52),
         "streams_transformers": streams(["a", "c"], tokens_per_second=100, ttft_ms_p50=50),

@@ -12,16 +12,14 @@ from typing import Any
 import litserve
 from generation import Chat
 
-TOKENS = 8
-
 
 class Model(litserve.LitAPI):
     def setup(self, device: str) -> None:  # noqa: ARG002 (LitServe names it)
         self._chat = Chat(sys.argv[1])
 
-    def predict(self, messages: list[dict[str, Any]]) -> Iterator[str]:
-        plain = [{"role": m["role"], "content": m["content"]} for m in messages]
-        yield from self._chat.stream(plain, TOKENS)
+    def predict(self, request: Any) -> Iterator[str]:
+        messages = [{"role": m.role, "content": m.content} for m in request.messages]
+        yield from self._chat.stream(messages, request.max_tokens)
 
 
 if __name__ == "__main__":
