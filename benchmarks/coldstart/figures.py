@@ -74,7 +74,8 @@ def figures(
         "overhead_ttft_ms": _median(
             rounds, lambda taken: _both_streams(taken, 1, "ttft_ms_p50", lambda a, b: a - b)
         ),
-        "equal_streams_share": _median(rounds, equal_streams_share),
+        "equal_answers_share_at_1": _median(rounds, lambda taken: equal_share(taken, 1)),
+        "equal_answers_share_at_16": _median(rounds, lambda taken: equal_share(taken, 16)),
         "zygote_private_mb": _median(rounds, lambda t: _megabytes(t, "private")),
         "embed_dram_over_warm_ms": over(rounds, "embed dram", "embed warm"),
         "embed_zygote_only_over_warm_ms": over(rounds, "embed zygote_only", "embed warm"),
@@ -97,17 +98,14 @@ def overhead_percent(rounds: Rounds, streams: int) -> float | None:
     )
 
 
-def equal_streams_share(taken: Round) -> float | None:
-    """Of the streams of a round, those whose text both gave alike."""
+def equal_share(taken: Round, streams: int) -> float | None:
+    """Of the answers that both gave to so many streams at once, those that are the same text."""
     ours, bare = taken.get("streams_stoker"), taken.get("streams_transformers")
     if not ours or not bare:
         return None
-    pairs = [
-        (mine["text"], theirs["text"])
-        for count in ours
-        for mine, theirs in zip(ours[count]["streams"], bare[count]["streams"], strict=True)
-    ]
-    return sum(mine == theirs for mine, theirs in pairs) / len(pairs)
+    given = (both[str(streams)]["streams"] for both in (ours, bare))
+    pairs = list(zip(*given, strict=True))
+    return sum(mine["text"] == theirs["text"] for mine, theirs in pairs) / len(pairs)
 
 
 def percentile(values: Sequence[float], share: int) -> float:

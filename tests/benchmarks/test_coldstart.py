@@ -114,7 +114,7 @@ def test_the_figures_of_a_round_are_all_there() -> None:
         "overlap_over_bound": round(3600 / 3300, 3),
         "overhead_tokens_per_second_percent": 5,
         "overhead_ttft_ms": 2,
-        "equal_streams_share": 0.5,
+        "equal_answers_share_at_1": 0.5,
         "zygote_private_mb": 41.5,
         "embed_dram_over_warm_ms": 30,
     }
