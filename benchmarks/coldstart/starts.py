@@ -10,9 +10,7 @@ EMBED_MODEL = "all-minilm-l6-v2"
 FUNCTIONS = {"chat": CHAT_MODEL, "embed": EMBED_MODEL}
 
 # Where a start begins, from nothing to an instance that serves; samples of each in a round.
-# A template is a skeleton that is parked for the next start of its function.
-STARTS = {"s3": 1, "ssd": 2, "zygote_only": 1, "dram": 3, "warm": 5}
-PARKED = "dram"
+STARTS = {"s3": 1, "ssd": 2, "zygote_only": 1, "dram": 2, "parked": 2, "warm": 5}
 PEERS = ("transformers_serve", "ray_serve", "litserve", "bentoml", "llama_cpp")
 SUBJECTS = ("stoker", "transformers")
 STREAMS = (1, 4, 16)

@@ -60,7 +60,7 @@ def test_what_is_compared_is_compared_within_rounds() -> None:
     ]
     assert figures.over(rounds, "chat dram", "chat warm") == 30
     assert figures.ratio(rounds, "chat dram", "chat warm") == 1.15
-    assert figures.over(rounds, "chat dram", "chat parked") is None
+    assert figures.over(rounds, "chat dram", "chat absent") is None
     assert figures.ratio([{}], ("ray_serve", "litserve"), "chat dram") is None
 
 
@@ -89,21 +89,22 @@ def test_the_figures_of_a_round_are_all_there() -> None:
     import figures
 
     taken = {
-        **starts(warm=50, dram=100, zygote_only=250, ssd=280, s3=900, s3_throttled=1150),
+        **starts(warm=50, parked=70, dram=100, zygote_only=250),
+        **starts(ssd=280, s3=900, s3_throttled=1150),
         **starts(fresh_process=3000, fresh_process_cold=5600),
         "embed dram": [{"ttft_ms": 40}],
         "embed warm": [{"ttft_ms": 10}],
         "llama_cpp": [{"ttft_ms": 2000}],
         "device_bytes_per_second": 1e9,
         "chat overlap": [{"ttft_ms": 3600, "load_ms": 3000, "prefill_ms": 2000}],
-        "zygote_memory": {"private": 41_500_000},
+        "zygote_memory": {"zygote_private": 41_500_000, "parked_private": 12_000_000},
         "streams_stoker": streams(["a", "b"], tokens_per_second=95, ttft_ms_p50=52),
         "streams_transformers": streams(["a", "c"], tokens_per_second=100, ttft_ms_p50=50),
     }
     found = figures.figures([taken], {"chat": 100_000_000, "embed": 90_000_000}, 1e8)
     expected = {
         "dram_over_warm_ms": 50,
-        "parked_over_warm_ms": 50,
+        "parked_over_warm_ms": 20,
         "zygote_only_over_warm_ms": 200,
         "fresh_process_over_dram": 30,
         "fresh_process_over_ssd_cold": 20,
@@ -116,6 +117,7 @@ def test_the_figures_of_a_round_are_all_there() -> None:
         "overhead_ttft_ms": 2,
         "equal_answers_share_at_1": 0.5,
         "zygote_private_mb": 41.5,
+        "parked_private_mb": 12,
         "embed_dram_over_warm_ms": 30,
     }
     assert {name: found[name] for name in expected} == expected
