@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 BENCH_INSTALLED := $(VENV)/.bench-installed
 
-.PHONY: test lint unit chaos-checkpoint chaos-cycles demo bench-loader bench-keepalive native-sanitize native-fuzz format clean
+.PHONY: test lint unit chaos-checkpoint chaos-cycles demo bench-loader bench-coldstart bench-keepalive native-sanitize native-fuzz format clean
 
 test: lint unit
 
@@ -57,6 +57,13 @@ bench-loader: $(BENCH_INSTALLED)
 	command -v fio > /dev/null || apt-get install --yes --quiet fio || \
 		echo "fio is missing: the share of the device will be null" >&2
 	$(BIN)/python benchmarks/loader/run.py $(BENCH_ARGUMENTS)
+
+# Each peer has an environment of its own; one that does not install is named in the result.
+bench-coldstart: $(INSTALLED)
+	command -v fio > /dev/null || apt-get install --yes --quiet fio || \
+		echo "fio is missing: ssd_over_bound will be null" >&2
+	$(BIN)/python benchmarks/coldstart/install_peers.py
+	$(BIN)/python benchmarks/coldstart/run.py $(BENCH_ARGUMENTS)
 
 # Virtual time: no other load on the machine changes its figures.
 bench-keepalive: $(INSTALLED)

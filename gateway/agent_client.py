@@ -1,7 +1,8 @@
-"""Talks to node agents: pins a checkpoint, reads the logs of functions."""
+"""Talks to node agents: pins or evicts a checkpoint, reads the logs of functions."""
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 
@@ -9,7 +10,14 @@ import aiohttp
 
 from stoker.gateway.internal import wire_error
 from stoker.placement.errors import StokerError, Unavailable
-from stoker.placement.records import CheckpointRef, NodeRecord, ResolveRequest, decode, encode
+from stoker.placement.records import (
+    CheckpointRef,
+    EvictRequest,
+    NodeRecord,
+    ResolveRequest,
+    decode,
+    encode,
+)
 
 # Reading the headers of a sharded checkpoint in a far bucket takes its time.
 RESOLVE_SECONDS = 120.0
@@ -30,9 +38,16 @@ class AgentClient:
                 "No node is up to read the checkpoint.", "Start a node, then deploy again."
             )
         node = random.choice(ready)  # noqa: S311 - spreads the work, protects nothing
+        return decode(CheckpointRef, await self._post(node, "/resolve", asked))
+
+    async def evict(self, nodes: Sequence[NodeRecord], asked: EvictRequest) -> None:
+        """Have every node drop a checkpoint; the error of the first that cannot."""
+        await asyncio.gather(*(self._post(node, "/evict", asked) for node in nodes))
+
+    async def _post(self, node: NodeRecord, path: str, asked: object) -> bytes:
         try:
             async with self._session.post(
-                f"http://{node.agent_address}/resolve",
+                f"http://{node.agent_address}{path}",
                 data=encode(asked),
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(total=RESOLVE_SECONDS, connect=CONNECT_SECONDS),
@@ -40,7 +55,7 @@ class AgentClient:
                 body = await response.read()
                 if response.status >= 400:
                     raise wire_error(response.status, body, f"node {node.node_id}")
-                return decode(CheckpointRef, body)
+                return body
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _unreachable(node, error) from error
 

@@ -84,6 +84,11 @@ def create_app(control: ControlPlane) -> Flask:
         functions.scale(name, _body(), _namespace())
         return Response(status=202)
 
+    @app.post(f"/system/evict-function/{_NAME}")
+    def evict(name: str) -> Response:
+        functions.evict(name, _body(), _namespace())
+        return Response(status=204)
+
     @app.get("/system/namespaces")
     def namespaces() -> Response:
         return _json(functions.namespaces())

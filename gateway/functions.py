@@ -19,6 +19,7 @@ from stoker.placement.errors import (
 from stoker.placement.names import DEFAULT_NAMESPACE, split_function_name, valid_namespace
 from stoker.placement.records import (
     CheckpointRef,
+    EvictRequest,
     FailureRecord,
     FunctionRecord,
     decode,
@@ -59,18 +60,20 @@ class ReadView(Protocol):
 
 
 class Functions:
-    """`resolve` pins a model, or an adapter, by its URI; it may take minutes."""
+    """`resolve` pins a model or an adapter, which may take minutes; `evict` asks every node."""
 
     def __init__(
         self,
         store: FunctionStore,
         view: ReadView,
         resolve: Callable[[str, bool], CheckpointRef],
+        evict: Callable[[EvictRequest], None],
         metrics: Metrics,
     ) -> None:
         self._store = store
         self._view = view
         self._resolve = resolve
+        self._evict = evict
         self._metrics = metrics
         self._scaled_at: dict[str, float] = {}
 
@@ -114,6 +117,26 @@ class Functions:
 
         self._write(path, next_record)
         self._scaled_at[key] = time.monotonic()
+
+    def evict(self, name: str, body: Mapping[str, Any], query_namespace: str) -> None:
+        """Drop the weights of a function from the nodes' memory and, if asked, from their disks.
+
+        FunctionNotFound, BadRequest for a function without a model, Conflict while it runs.
+        """
+        key = self._key(body.get("serviceName") or name, body, query_namespace)
+        function = self._view.snapshot().functions.get(key)
+        disk = body.get("disk", False)
+        if function is None:
+            raise _missing(key)
+        if function.checkpoint is None or not isinstance(disk, bool):
+            found = (
+                "a function without a model" if function.checkpoint is None else f"disk {disk!r}"
+            )
+            raise BadRequest(
+                f"Expected a model function, and true or false as disk, found {found:.80}.",
+                "Name a function that has stoker/model.",
+            )
+        self._evict(EvictRequest(function.checkpoint.digest, disk))
 
     def remove(self, body: Mapping[str, Any], query_namespace: str) -> None:
         key = self._key(body.get("functionName"), body, query_namespace)

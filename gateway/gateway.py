@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import MutableMapping
-from typing import Any
+from collections.abc import Coroutine, MutableMapping
+from typing import Any, TypeVar
 
 import structlog
 from a2wsgi import WSGIMiddleware
@@ -32,11 +32,12 @@ from stoker.gateway.router import Router
 from stoker.gateway.settings import MIB, Settings
 from stoker.gateway.upstream import Upstream, open_session
 from stoker.placement.errors import DeadlineExceeded, StokerError
-from stoker.placement.records import CheckpointRef, ResolveRequest
+from stoker.placement.records import CheckpointRef, EvictRequest, NodeRecord, ResolveRequest
 from stoker.placement.store import Store
 from stoker.placement.view import View
 
 CONTROL_THREADS = 8
+T = TypeVar("T")
 
 _log = structlog.get_logger()
 
@@ -73,7 +74,7 @@ class Gateway:
         self._control = WSGIMiddleware(
             create_app(
                 ControlPlane(
-                    Functions(store, view, self._resolve, metrics),
+                    Functions(store, view, self._resolve, self._evict, metrics),
                     view.snapshot,
                     self._router.in_flight,
                     metrics,
@@ -150,11 +151,21 @@ class Gateway:
 
     def _resolve(self, uri: str, adapter: bool) -> CheckpointRef:
         """Pin a checkpoint, from one of Flask's threads."""
-        nodes = list(self._view.snapshot().nodes.values())
         asked = ResolveRequest(uri, adapter)
-        future = asyncio.run_coroutine_threadsafe(self._agents.resolve(nodes, asked), self._loop)
+        return self._wait_for(self._agents.resolve(self._nodes(), asked), f"No node read {uri}")
+
+    def _evict(self, asked: EvictRequest) -> None:
+        """Have every node drop a checkpoint, from one of Flask's threads."""
+        evicting = self._agents.evict(self._nodes(), asked)
+        self._wait_for(evicting, f"Not every node dropped checkpoint {asked.digest}")
+
+    def _nodes(self) -> list[NodeRecord]:
+        return list(self._view.snapshot().nodes.values())
+
+    def _wait_for(self, work: Coroutine[Any, Any, T], failure: str) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result(RESOLVE_SECONDS + 5)
         except TimeoutError as error:
             future.cancel()
-            raise DeadlineExceeded(f"No node read {uri} within {RESOLVE_SECONDS:g} s.") from error
+            raise DeadlineExceeded(f"{failure} within {RESOLVE_SECONDS:g} s.") from error

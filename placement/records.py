@@ -277,6 +277,14 @@ class ResolveRequest:
     adapter: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class EvictRequest:
+    """POST /evict on an agent: drop a checkpoint's weights from memory, or from the disk too."""
+
+    digest: str
+    disk: bool = False
+
+
 def encode(record: Any) -> bytes:
     """The record as JSON bytes with its encoding version."""
     return orjson.dumps({"v": ENCODING_VERSION, **dataclasses.asdict(record)})

@@ -1,10 +1,4 @@
-"""The function spec: from the OpenFaaS FunctionDeployment to a FunctionRecord, and back to status.
-
-Scaling keys may stand among the labels or the annotations, `autoscaling.knative.dev/` keys in
-kebab or camel case. They count requests in flight: a target that is meant per second or as a share
-of a CPU (`com.openfaas.scale.type: rps`, `autoscaling.knative.dev/metric: cpu`, …) is kept but is
-no limit of concurrency. Two keys that mean the same must say the same.
-"""
+"""The function spec: from a FunctionDeployment of OpenFaaS to a FunctionRecord, and to its status."""
 
 from __future__ import annotations
 
@@ -26,16 +20,16 @@ from stoker.placement.names import (
 from stoker.placement.records import CheckpointRef, FunctionRecord, Scaling, Task, encode
 from stoker.placement.resources import parse_limits
 from stoker.placement.spec_fields import (
+    PREFIX,
     checkpoint_uri,
-    duration_seconds,
     list_field,
     refuse,
     text_field,
     texts_field,
     whole_number,
 )
+from stoker.placement.spec_scaling import scaling_of
 
-PREFIX = "stoker/"
 SUPPORTED_KEYS = (
     "model",
     "adapter",
@@ -50,25 +44,10 @@ LATER_KEYS = ("slo-ttft-ms", "slo-tpot-ms", "host-pin", "priority", "devices", "
 ENGINES = ("transformers",)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-INSTANCES_MAXIMUM = 1000
-CODE_INSTANCES_DEFAULT = 4
-MODEL_INSTANCES_DEFAULT = 1
-CONCURRENCY_MAXIMUM = 1000
 CONTEXT_TOKENS_MAXIMUM = 10_000_000
-IDLE_SECONDS_MAXIMUM = 30 * 86_400.0
 # A record must fit into one entry of the store with room for its growth.
 RECORD_BYTES_MAXIMUM = 512 * 1024
 
-_OPENFAAS = "com.openfaas.scale."
-_KNATIVE = "autoscaling.knative.dev/"
-_MINIMUM_KEYS = (_OPENFAAS + "min", _KNATIVE + "min-scale", _KNATIVE + "minScale")
-_MAXIMUM_KEYS = (_OPENFAAS + "max", _KNATIVE + "max-scale", _KNATIVE + "maxScale")
-_IDLE_KEYS = (
-    PREFIX + "idle-ttl",
-    _OPENFAAS + "zero-duration",
-    _KNATIVE + "scale-to-zero-pod-retention-period",
-    _KNATIVE + "scaleToZeroPodRetentionPeriod",
-)
 _ENVIRONMENT_NAME = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]{0,255}")
 
 
@@ -127,7 +106,7 @@ def parse_deployment(
         engine=_choice(annotations, "engine", ENGINES, "transformers"),
         dtype=_choice(annotations, "dtype", DTYPES, "auto"),
         max_context=_max_context(annotations),
-        scaling=_scaling(labels, annotations, model_uri is not None),
+        scaling=scaling_of(labels, annotations, model_uri is not None),
         environment=environment,
         env_process=env_process,
         labels=labels,
@@ -314,92 +293,3 @@ def _max_context(annotations: Mapping[str, str]) -> int | None:
     if text is None:
         return None
     return whole_number(PREFIX + "max-context", text, 1, CONTEXT_TOKENS_MAXIMUM, "tokens")
-
-
-def _scaling(labels: Mapping[str, str], annotations: Mapping[str, str], is_model: bool) -> Scaling:
-    stated = _Stated(labels, annotations)
-    minimum = stated.whole(_MINIMUM_KEYS, 0, INSTANCES_MAXIMUM, "instances")
-    maximum = stated.whole(_MAXIMUM_KEYS, 0, INSTANCES_MAXIMUM, "instances")
-    if maximum == 0:
-        if stated.key_of(_MAXIMUM_KEYS).startswith(_OPENFAAS):
-            refuse(_OPENFAAS + "max", "at least 1 instance", "0")
-        maximum = INSTANCES_MAXIMUM  # Knative's way of saying: no limit.
-    if minimum is not None and maximum is not None and minimum > maximum:
-        raise BadSpec(
-            f"Expected a minimum of at most the maximum, found {minimum} > {maximum} "
-            f"({stated.key_of(_MINIMUM_KEYS)} and {stated.key_of(_MAXIMUM_KEYS)}).",
-            "Lower the minimum or raise the maximum.",
-        )
-    least = _least(stated, minimum or 0)
-    default = MODEL_INSTANCES_DEFAULT if is_model else CODE_INSTANCES_DEFAULT
-    return Scaling(
-        minimum=least,
-        maximum=maximum if maximum is not None else max(default, least),
-        concurrency=_concurrency(stated),
-        idle_seconds=_idle_seconds(stated),
-    )
-
-
-def _least(stated: _Stated, minimum: int) -> int:
-    zero = stated.text((_OPENFAAS + "zero",))
-    if zero not in (None, "true", "false"):
-        refuse(_OPENFAAS + "zero", "true or false", zero)
-    if zero == "false":
-        return max(1, minimum)
-    if zero == "true" and minimum > 1:
-        raise BadSpec(
-            f"A minimum of {minimum} together with {_OPENFAAS}zero: true is not supported: "
-            "the one keeps instances and the other lets them all go.",
-            "Remove one of the two.",
-        )
-    # OpenFaaS counts its minimum of 1 only while the function is in use.
-    return 0 if zero == "true" else minimum
-
-
-def _concurrency(stated: _Stated) -> int:
-    keys = []
-    if stated.text((_OPENFAAS + "type",)) in (None, "capacity", "inflight"):
-        keys.append(_OPENFAAS + "target")
-    if stated.text((_KNATIVE + "metric",)) in (None, "concurrency"):
-        keys.append(_KNATIVE + "target")
-    target = stated.whole(tuple(keys), 1, CONCURRENCY_MAXIMUM, "requests in flight")
-    return Scaling().concurrency if target is None else target
-
-
-def _idle_seconds(stated: _Stated) -> float | None:
-    text = stated.text(_IDLE_KEYS)
-    if text is None:
-        return None
-    seconds = duration_seconds(text)
-    if seconds is None or seconds > IDLE_SECONDS_MAXIMUM:
-        refuse(
-            stated.key_of(_IDLE_KEYS),
-            f"seconds or a duration such as 5m, at most {IDLE_SECONDS_MAXIMUM:.0f} s",
-            text,
-        )
-    return seconds
-
-
-class _Stated:
-    """The scaling keys, wherever they stand; BadSpec where two contradict each other."""
-
-    def __init__(self, labels: Mapping[str, str], annotations: Mapping[str, str]) -> None:
-        self._places = (labels, annotations)
-
-    def text(self, keys: tuple[str, ...]) -> str | None:
-        found = [(key, p[key]) for key in keys for p in self._places if key in p]
-        for key, value in found[1:]:
-            if value != found[0][1]:
-                raise BadSpec(
-                    f"Expected one value, found {found[0][0]}: {found[0][1]!r:.40} and "
-                    f"{key}: {value!r:.40}.",
-                    "Keep one of the two.",
-                )
-        return found[0][1] if found else None
-
-    def key_of(self, keys: tuple[str, ...]) -> str:
-        return next((key for key in keys if any(key in p for p in self._places)), keys[0])
-
-    def whole(self, keys: tuple[str, ...], least: int, most: int, unit: str) -> int | None:
-        text = self.text(keys)
-        return None if text is None else whole_number(self.key_of(keys), text, least, most, unit)

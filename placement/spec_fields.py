@@ -23,6 +23,8 @@ _UNIT_SECONDS = {
     "h": 3600.0,
 }
 
+PREFIX = "stoker/"
+
 
 def duration_seconds(text: str) -> float | None:
     """Seconds of `90`, `1.5` or a Go duration such as `1h5m30s`; None for anything else."""

@@ -1,4 +1,4 @@
-"""The agent's own HTTP: pin a checkpoint, send chunks, read function logs, say it is alive."""
+"""The agent's own HTTP: pin or evict a checkpoint, send chunks, read function logs, be probed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hmac
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from typing import Protocol
 
 import orjson
 import uvicorn
@@ -25,7 +26,7 @@ from stoker.placement.errors import (
     StokerError,
     Unauthorized,
 )
-from stoker.placement.records import CheckpointRef, ResolveRequest, decode, encode
+from stoker.placement.records import CheckpointRef, EvictRequest, ResolveRequest, decode, encode
 from stoker.runtime.chunk_http import ChunkRoute, LendChunk
 from stoker.runtime.function_logs import FunctionLogs, LogQuery
 
@@ -36,18 +37,29 @@ FOLLOW_WAIT_SECONDS = 15.0
 CONNECTIONS_MAXIMUM = 128
 
 
+class Checkpoints(Protocol):
+    """What the routes need of the checkpoint cache. All of it blocks, and is run in threads."""
+
+    def resolve(self, uri: str, adapter: bool) -> CheckpointRef: ...
+
+    def evict(self, digest: str, *, disk: bool) -> None: ...
+
+    @property
+    def lend(self) -> LendChunk: ...
+
+
 def application(
     cluster_token: str,
-    resolve: Callable[[str, bool], CheckpointRef],
+    checkpoints: Checkpoints,
     logs: FunctionLogs,
     health: Callable[[], dict[str, object]],
-    lend: LendChunk,
 ) -> Starlette:
-    """`resolve` and `lend` block and are run in threads; `health` answers at once."""
-    routes = _Routes(cluster_token, resolve, logs, health, lend)
+    """`health` answers at once."""
+    routes = _Routes(cluster_token, checkpoints, logs, health)
     return Starlette(
         routes=[
             Route("/resolve", routes.resolve, methods=["POST"]),
+            Route("/evict", routes.evict, methods=["POST"]),
             Route("/chunks/{digest}/{ordinal}", routes.chunks, methods=["GET"]),
             Route("/logs", routes.logs, methods=["GET"]),
             Route("/healthz", routes.healthz, methods=["GET"]),
@@ -80,16 +92,15 @@ class _Routes:
     def __init__(
         self,
         cluster_token: str,
-        resolve: Callable[[str, bool], CheckpointRef],
+        checkpoints: Checkpoints,
         logs: FunctionLogs,
         health: Callable[[], dict[str, object]],
-        lend: LendChunk,
     ) -> None:
         self._token = cluster_token.encode()
-        self._resolve = resolve
+        self._checkpoints = checkpoints
         self._logs = logs
         self._health = health
-        self._chunks = ChunkRoute(lend)
+        self._chunks = ChunkRoute(checkpoints.lend)
         self._resolvers = ThreadPoolExecutor(RESOLVE_THREADS, "resolve")
 
     async def resolve(self, request: Request) -> Response:
@@ -98,7 +109,7 @@ class _Routes:
         try:
             loop = asyncio.get_running_loop()
             resolving = loop.run_in_executor(
-                self._resolvers, self._resolve, asked.uri, asked.adapter
+                self._resolvers, self._checkpoints.resolve, asked.uri, asked.adapter
             )
             ref = await asyncio.wait_for(resolving, RESOLVE_SECONDS_MAXIMUM)
         except TimeoutError as error:
@@ -108,6 +119,12 @@ class _Routes:
                 "Check the endpoint of the source and try again.",
             ) from error
         return Response(encode(ref), media_type="application/json")
+
+    async def evict(self, request: Request) -> Response:
+        self._authorize(request)
+        asked = decode(EvictRequest, await _bounded_body(request))
+        await asyncio.to_thread(self._checkpoints.evict, asked.digest, disk=asked.disk)
+        return Response(status_code=204)
 
     async def chunks(self, request: Request) -> Response:
         self._authorize(request)

@@ -153,9 +153,7 @@ async def _serve(
             hidden=(str(settings.state_dir),),
         )
         threads.submit(prepare_s3, checkpoint_settings)
-        server = Server(
-            application(settings.cluster_token, cache.resolve, logs, agent.health, cache.lend)
-        )
+        server = Server(application(settings.cluster_token, cache, logs, agent.health))
         serving = asyncio.ensure_future(server.serve(sockets=[listening]))
         forking = asyncio.ensure_future(zygotes.run())
         _log.info("agent_started", node_id=settings.node_id, address=address_of(listening))

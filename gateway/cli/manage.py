@@ -1,4 +1,4 @@
-"""`stoker rm`, `scale` and `logs`: the small verbs."""
+"""`stoker rm`, `scale`, `evict` and `logs`: the small verbs."""
 
 from __future__ import annotations
 
@@ -50,6 +50,20 @@ def scale(name: str, replicas: int, namespace: str, gateway: str | None) -> None
     path = path_of("/system/scale-function", name, namespace=namespace)
     client_of(gateway).call("POST", path, value, missing=name)
     click.echo(f"Scaled {name} to {replicas}")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--disk", is_flag=True, help="From the nodes' disks too.")
+@namespace_option
+@gateway_option
+@reports_errors
+def evict(name: str, disk: bool, namespace: str, gateway: str | None) -> None:
+    """Drop the weights of a function at zero from the nodes' memory."""
+    value = {"serviceName": name, "disk": disk, **_space(namespace)}
+    path = path_of("/system/evict-function", name, namespace=namespace)
+    client_of(gateway).call("POST", path, value, missing=name)
+    click.echo(f"Evicted {name}")
 
 
 @click.command()

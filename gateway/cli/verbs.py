@@ -6,7 +6,7 @@ import click
 
 from stoker.gateway.cli.deploy import deploy
 from stoker.gateway.cli.invoke import invoke
-from stoker.gateway.cli.manage import logs, remove, scale
+from stoker.gateway.cli.manage import evict, logs, remove, scale
 from stoker.gateway.cli.status import describe, list_functions, list_instances
 
 VERBS: tuple[click.Command, ...] = (
@@ -17,5 +17,6 @@ VERBS: tuple[click.Command, ...] = (
     describe,
     logs,
     scale,
+    evict,
     remove,
 )

@@ -129,6 +129,16 @@ class DramTier:
             self._changed.notify_all()
         self._tell(gone)
 
+    def evict(self, digest: str) -> bool:
+        """Give the chunks of a checkpoint back; False while somebody has it open or it loads."""
+        with self._changed:
+            entry = self._entries.get(digest)
+            if entry is not None and (entry.pins or entry.busy):
+                return False
+            gone = [] if entry is None else self._evict(entry)
+        self._tell(gone)
+        return True
+
     def _allocate(self, count: int) -> list[int]:
         """`count` chunks, evicting for them, waiting briefly for write-behinds; StorageFull."""
         deadline = time.monotonic() + ALLOCATE_SECONDS_MAXIMUM
@@ -162,11 +172,13 @@ class DramTier:
             )
             if digest is None:
                 break
-            entry = self._entries[digest]
-            _log.info("dram_checkpoint_evicted", digest=digest, dram_bytes=entry.weight_bytes)
-            self._retire(entry)
-            gone += self._settle(entry)
+            gone += self._evict(self._entries[digest])
         return gone
+
+    def _evict(self, entry: DramEntry) -> list[DramEntry]:
+        _log.info("dram_checkpoint_evicted", digest=entry.digest, dram_bytes=entry.weight_bytes)
+        self._retire(entry)
+        return self._settle(entry)
 
     def _can_ever_fit(self, count: int) -> bool:
         """Whether what nobody has open would be enough room, if it were idle."""

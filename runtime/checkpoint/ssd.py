@@ -196,6 +196,16 @@ class SsdTier:
             entry.cached.pop(ordinal, None)
         _unlink(entry.chunk_path(ordinal))
 
+    def evict(self, digest: str) -> bool:
+        """Delete a checkpoint's folder; False while it is in use."""
+        with self._lock:
+            entry = self._entries.get(digest)
+            if entry is not None and (entry.holders or entry.readers):
+                return False
+            if entry is not None:
+                self._evict(digest)
+            return True
+
     def entries(self) -> list[SsdEntry]:
         with self._lock:
             return list(self._entries.values())

@@ -16,6 +16,7 @@ import structlog
 from stoker.native import Pool
 from stoker.placement.errors import (
     CheckpointChanged,
+    Conflict,
     DeadlineExceeded,
     MemoryShort,
     StokerError,
@@ -160,6 +161,18 @@ class CheckpointCache:
             self._unpin(entry, True)
             raise
         return Residency(entry, functools.partial(self._unpin, entry))
+
+    def evict(self, digest: str, *, disk: bool) -> None:
+        """Give back what a checkpoint holds of the memory and, with `disk`, of the disk.
+
+        Conflict while an instance has it open, or its load or the writing of its copy runs.
+        """
+        if not (self._dram.evict(digest) and (not disk or self._ssd.evict(digest))):
+            raise Conflict(
+                f"Expected checkpoint {digest} to be idle, found it in use.",
+                "Scale its functions to 0, and try again when `stoker ps` shows no instance.",
+            )
+        self._on_change()
 
     def residents(self) -> list[Resident]:
         """Every checkpoint of which this node holds weights."""

@@ -14,9 +14,10 @@ from aiohttp import web as server
 from harness import web
 from harness.gateway import Bench
 from stoker.gateway.builder import CONFIG_NAME
-from stoker.placement.errors import CheckpointMissing, StartFailed
+from stoker.placement.errors import CheckpointMissing, Conflict, StartFailed
 from stoker.placement.records import (
     CheckpointRef,
+    EvictRequest,
     FailureRecord,
     FunctionRecord,
     ImageRecord,
@@ -30,6 +31,7 @@ SECRET_ROUTES = (
     ("POST", "/system/functions"),
     ("GET", "/system/function/x"),
     ("POST", "/system/scale-function/x"),
+    ("POST", "/system/evict-function/x"),
     ("GET", "/system/info"),
     ("GET", "/system/namespaces"),
     ("GET", "/system/instances"),
@@ -189,6 +191,29 @@ def test_scaling_is_asked_once_and_reads_back_at_once(bench: Bench) -> None:
         assert bench.system("POST", path, body).status == 400
     body = {"serviceName": "nobody", "replicas": 1}
     assert bench.system("POST", "/system/scale-function/nobody", body).status == 404
+
+
+def test_evicting_a_function_asks_the_nodes_for_its_checkpoint(bench: Bench) -> None:
+    function = bench.function(checkpoint=CheckpointRef("s3://b/m", "a" * 64, 100, packed=True))
+    asked: list[EvictRequest] = []
+
+    def evict(request: EvictRequest) -> server.Response:
+        asked.append(request)
+        if len(asked) == 1:
+            return server.Response(status=204)
+        error = Conflict("Expected it to be idle, found it in use.")
+        return server.json_response({"error": error.to_wire()}, status=error.status)
+
+    bench.place.evict = evict
+    path = f"/system/evict-function/{function.name}"
+    assert bench.system("POST", path, {"serviceName": function.name}).status == 204
+    answer = bench.system("POST", path, {"serviceName": function.name, "disk": True})
+    assert (answer.status, answer.json()["error"]["code"]) == (409, "conflict")
+    assert asked == [EvictRequest("a" * 64), EvictRequest("a" * 64, True)]
+    assert bench.system("POST", path, {"disk": "yes"}).status == 400
+    assert bench.system("POST", "/system/evict-function/nobody", {}).status == 404
+    without = f"/system/evict-function/{bench.function().name}"
+    assert bench.system("POST", without, {}).status == 400
 
 
 def test_instances_and_nodes_are_told_in_full(bench: Bench) -> None:

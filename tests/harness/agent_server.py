@@ -9,22 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.waiting import eventually
-from stoker.placement.records import CheckpointRef
 from stoker.runtime.agent_http import Server, application
 from stoker.runtime.checkpoint.tiers import CheckpointCache
 from stoker.runtime.function_logs import FunctionLogs
 from stoker.runtime.spare_sockets import address_of, listen
 
 
-def _no_source(uri: str) -> CheckpointRef:
-    raise AssertionError(uri)
-
-
 @contextmanager
 def serving(cache: CheckpointCache, token: str, logs_dir: Path) -> Iterator[str]:
     """The address at which `cache` lends its chunks."""
     listening = listen("127.0.0.1", 0)
-    app = application(token, _no_source, FunctionLogs(logs_dir), dict, cache.lend)
+    app = application(token, cache, FunctionLogs(logs_dir), dict)
     server = Server(app)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
     thread.start()

@@ -28,6 +28,7 @@ from harness.stack import free_port, wait_until
 from stoker.placement.records import (
     Assignment,
     DemandReport,
+    EvictRequest,
     FunctionRecord,
     InstanceRecord,
     InstanceState,
@@ -100,6 +101,7 @@ class Place:
     together: int = 0
     together_maximum: int = 0
     resolve: Callable[[str], server.Response] | None = None
+    evict: Callable[[EvictRequest], server.Response] | None = None
     log_lines: list[bytes] = field(default_factory=list)
     log_queries: list[dict[str, str]] = field(default_factory=list)
 
@@ -264,6 +266,9 @@ class Bench:
             if request.path == "/resolve":
                 assert place.resolve is not None
                 return place.resolve((await request.json())["uri"])
+            if request.path == "/evict":
+                assert place.evict is not None
+                return place.evict(decode(EvictRequest, body))
             if request.path == "/logs":
                 place.log_queries.append(dict(request.query))
                 return server.Response(body=b"".join(place.log_lines))

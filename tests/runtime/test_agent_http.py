@@ -10,8 +10,8 @@ from typing import TypeVar
 import pytest
 
 from harness import web
-from stoker.placement.errors import CheckpointMissing, SourceUnavailable
-from stoker.placement.records import CheckpointRef, ResolveRequest, decode, encode
+from stoker.placement.errors import CheckpointMissing, Conflict, SourceUnavailable
+from stoker.placement.records import CheckpointRef, EvictRequest, ResolveRequest, decode, encode
 from stoker.runtime.agent_http import Server, application
 from stoker.runtime.function_logs import FunctionLogs
 from stoker.runtime.spare_sockets import address_of, listen
@@ -22,22 +22,40 @@ ADAPTER = CheckpointRef("s3://models/a", "b" * 64, 5, False)
 T = TypeVar("T")
 
 
-def resolve(uri: str, adapter: bool) -> CheckpointRef:
-    if uri == "s3://models/gone":
-        raise CheckpointMissing("Nothing is at s3://models/gone.", "Push it.")
-    if uri == "s3://models/busy":
-        raise SourceUnavailable("The source is busy.", retry_after_seconds=7)
-    return ADAPTER if adapter else REF
+class Checkpoints:
+    """A cache without checkpoints; `evicted` is what it was told to drop."""
+
+    def __init__(self) -> None:
+        self.evicted: list[tuple[str, bool]] = []
+
+    def resolve(self, uri: str, adapter: bool) -> CheckpointRef:
+        if uri == "s3://models/gone":
+            raise CheckpointMissing("Nothing is at s3://models/gone.", "Push it.")
+        if uri == "s3://models/busy":
+            raise SourceUnavailable("The source is busy.", retry_after_seconds=7)
+        return ADAPTER if adapter else REF
+
+    def evict(self, digest: str, *, disk: bool) -> None:
+        if digest != REF.digest:
+            raise Conflict("Expected it idle.", "Scale to 0.")
+        self.evicted.append((digest, disk))
+
+    def lend(self, digest: str, ordinal: int) -> None:
+        return None
 
 
-def serve(tmp_path: Path, client: Callable[[str, FunctionLogs], T]) -> T:
+def serve(
+    tmp_path: Path,
+    client: Callable[[str, FunctionLogs], T],
+    checkpoints: Checkpoints | None = None,
+) -> T:
     """Run `client` in a thread against the served application."""
 
     async def run() -> T:
         logs = FunctionLogs(tmp_path)
         listening = listen("127.0.0.1", 0)
         server = Server(
-            application(TOKEN, resolve, logs, lambda: {"instances": 2}, lambda *_: None)
+            application(TOKEN, checkpoints or Checkpoints(), logs, lambda: {"instances": 2})
         )
         serving = asyncio.ensure_future(server.serve(sockets=[listening]))
         try:
@@ -82,6 +100,17 @@ def test_what_resolve_refuses_is_a_typed_error(
     assert answer.headers.get("retry-after") == (None if code else "7")
 
 
+def test_evict_drops_an_idle_checkpoint_and_refuses_a_busy_one(tmp_path: Path) -> None:
+    checkpoints = Checkpoints()
+
+    def client(at: str, _logs: FunctionLogs) -> list[int]:
+        asked = (EvictRequest(REF.digest), EvictRequest(REF.digest, True), EvictRequest("b" * 64))
+        return [call("POST", f"{at}/evict", encode(each)).status for each in asked]
+
+    assert serve(tmp_path, client, checkpoints) == [204, 204, 409]
+    assert checkpoints.evicted == [(REF.digest, False), (REF.digest, True)]
+
+
 @pytest.mark.parametrize("body", [b"", b"not json", b'{"v": 1}', b'{"v": 9, "uri": "x"}'])
 def test_a_body_that_is_no_resolve_request_is_a_bad_request(tmp_path: Path, body: bytes) -> None:
     answer = serve(tmp_path, lambda at, _: call("POST", f"{at}/resolve", body))
@@ -93,12 +122,14 @@ def test_a_body_without_bound_is_refused(tmp_path: Path) -> None:
     assert answer.status == 413
 
 
-@pytest.mark.parametrize("path", ["/resolve", "/logs?function=a.b", f"/chunks/{'a' * 64}/0"])
+@pytest.mark.parametrize(
+    "path", ["/resolve", "/evict", "/logs?function=a.b", f"/chunks/{'a' * 64}/0"]
+)
 @pytest.mark.parametrize("token", ["", "wrong", "\xe9"])
 def test_without_the_cluster_token_nothing_is_answered(
     tmp_path: Path, path: str, token: str
 ) -> None:
-    method = "POST" if path == "/resolve" else "GET"
+    method = "POST" if path in ("/resolve", "/evict") else "GET"
     answer = serve(tmp_path, lambda at, _: call(method, at + path, token=token))
     assert (answer.status, answer.json()["error"]["code"]) == (401, "unauthorized")
     assert TOKEN.encode() not in answer.body
@@ -150,7 +181,7 @@ def test_follow_sends_each_line_as_it_comes_and_ends_with_its_reader(tmp_path: P
         logs = FunctionLogs(tmp_path)
         logs.append("f.ns", "i", ["before"])
         listening = listen("127.0.0.1", 0)
-        server = Server(application(TOKEN, resolve, logs, dict, lambda *_: None))
+        server = Server(application(TOKEN, Checkpoints(), logs, dict))
         serving = asyncio.ensure_future(server.serve(sockets=[listening]))
         connection = http.client.HTTPConnection(address_of(listening), timeout=10)
 

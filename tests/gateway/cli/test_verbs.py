@@ -193,6 +193,8 @@ def test_scale_and_rm_reach_the_gateway_and_name_what_is_absent(
 
     assert run("scale", "chat", "0").output == "Scaled chat to 0\n"
     assert json.loads(gateway.requests[-1][2]) == {"serviceName": "chat", "replicas": 0}
+    assert run("evict", "chat", "--disk").output == "Evicted chat\n"
+    assert json.loads(gateway.requests[-1][2]) == {"serviceName": "chat", "disk": True}
     assert run("rm", "chat").output == "Removed chat\n"
     again = run("rm", "chat")
     assert again.exit_code == 1

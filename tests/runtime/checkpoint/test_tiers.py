@@ -22,6 +22,7 @@ from harness.fake_source import FakeSource
 from stoker.deploy.s3server import S3Server
 from stoker.native import CHUNK_BYTES
 from stoker.placement.errors import (
+    Conflict,
     MemoryShort,
     SourceUnavailable,
     StorageFull,
@@ -178,6 +179,25 @@ def test_what_nobody_has_open_makes_room(tmp_path: Path, make_cache: MakeCache) 
     assert len(second.chunks) == 2
     dram = {resident.digest: resident.dram_bytes for resident in cache.residents()}
     assert dram[ref.digest] == 0
+
+
+def test_what_is_evicted_leaves_the_memory_or_the_disk_too(
+    tmp_path: Path, make_cache: MakeCache
+) -> None:
+    cache = make_cache(opener(m=fake(tmp_path)))
+    ref, residency = loaded(cache, "s3://fake/m")
+    finish(cache)
+    with pytest.raises(Conflict):
+        cache.evict(ref.digest, disk=False)
+    residency.close()
+
+    cache.evict(ref.digest, disk=False)
+    assert cache.residents() == [Resident(ref.digest, 0, ref.weight_bytes)]
+    cache.evict(ref.digest, disk=True)
+    assert cache.residents() == []
+    cache.evict(ref.digest, disk=True)
+
+    cache.open(ref).wait(WAIT_SECONDS)
 
 
 def test_a_full_memory_says_what_was_asked_free_and_in_use(
