@@ -1,4 +1,4 @@
-"""The function spec: from a FunctionDeployment of OpenFaaS to a FunctionRecord, and to its status."""
+"""The function spec: from a FunctionDeployment to a FunctionRecord, and back to its status."""
 
 from __future__ import annotations
 
