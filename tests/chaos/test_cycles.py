@@ -25,6 +25,7 @@ Rounds = Callable[[int, int], int]
 POOL_CHUNKS = 2
 WIDTH = 576  # a model of more than one chunk
 WARM_UP = 10
+SECONDS_MAXIMUM = 150.0  # nothing here is about time
 GROWTH_BYTES_MAXIMUM = 24 << 20
 ECHO = "def handle(event, context):\n    return event.body\n"
 
@@ -91,9 +92,11 @@ def private_bytes(agent: AgentProcess) -> tuple[int, int]:
 def agent(tmp_path: Path) -> Iterator[AgentProcess]:
     pool = {"STOKER_DRAM_BYTES": str(POOL_CHUNKS * CHUNK_BYTES)}
     running = AgentProcess(tmp_path / "state", pool)
-    running.ready()
-    yield running
-    running.close()
+    try:
+        running.wait_for(lambda s: NODE in s.nodes and s.nodes[NODE].zygote_ready, SECONDS_MAXIMUM)
+        yield running
+    finally:
+        running.close()
 
 
 def model(agent: AgentProcess, name: str, folder: Path) -> FunctionRecord:
@@ -112,9 +115,9 @@ def live_once(agent: AgentProcess, function: FunctionRecord, instance_id: str) -
         body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
     answer = agent.call(order.address, body)
     assert answer.status == 200, answer.body
-    agent.instance(instance_id, "serving")
+    agent.instance(instance_id, "serving", SECONDS_MAXIMUM)
     agent.revoke(order)
-    agent.gone(instance_id)
+    agent.wait_for(lambda s: instance_id not in s.instances, SECONDS_MAXIMUM)
 
 
 def stop_early(
@@ -127,7 +130,7 @@ def stop_early(
     )
     time.sleep(after_seconds)
     agent.revoke(order)
-    agent.gone(instance_id)
+    agent.wait_for(lambda s: instance_id not in s.instances, SECONDS_MAXIMUM)
 
 
 @pytest.mark.timeout(3600)

@@ -42,14 +42,14 @@ MEBIBYTE = 1 << 20
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
     running = AgentProcess(tmp_path_factory.mktemp("limits") / "state")
-    missing = {"cgroup-memory", "cgroup-pids", "cgroup-cpu"} - {*running.ready().sandbox}
-    if missing:
+    try:
+        missing = {"cgroup-memory", "cgroup-pids", "cgroup-cpu"} - {*running.ready().sandbox}
+        if missing:
+            why = cgroup_trees.find(claim=False).missing
+            pytest.skip(f"no {', '.join(sorted(missing))} here: {why}")
+        yield running
+    finally:
         running.close()
-        pytest.skip(
-            f"no {', '.join(sorted(missing))} here: {cgroup_trees.find(claim=False).missing}"
-        )
-    yield running
-    running.close()
 
 
 def deploy(agent: AgentProcess, name: str, **limits: str) -> FunctionRecord:
