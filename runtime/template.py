@@ -11,6 +11,7 @@ Nothing of a request or a secret is in it: it is made of the checkpoint and `Set
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +115,10 @@ class ModelTemplate:
         self._mapping.map(pool_descriptor, chunks)
         memory = self._memory()
         arrival = None if progress is None else Arrival(progress, memory.data_ptr())
-        if arrival is not None and self._needs_bytes:
+        if arrival is None:
+            # In one go beside the rest of the start, not page by page in the first pass.
+            threading.Thread(target=self._mapping.populate, name="populate", daemon=True).start()
+        elif self._needs_bytes:
             arrival.ended.result()
         self._runner = runner = self._runner or self._make_runner()
         if adapter is not None:
