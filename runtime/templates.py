@@ -26,6 +26,7 @@ class _Wish:
     threads: int
     levels: tuple[str, ...]
     plan: sandbox.Plan
+    parks: bool
 
 
 class Templates:
@@ -45,7 +46,10 @@ class Templates:
     ) -> int | None:
         """The pid of a parked process that has taken the start, or None."""
         key = _key(start)
-        return None if key is None else self.parked.hand_over(key, message, descriptors)
+        # A parked process is in its sandbox already, out of the reach of any adapter's files.
+        if key is None or start.adapter is not None:
+            return None
+        return self.parked.hand_over(key, message, descriptors)
 
     def take(self, start: WorkerStart) -> ModelTemplate | None:
         """What is ready for `start`; the next one will find more."""
@@ -59,7 +63,10 @@ class Templates:
             hidden=start.sandbox.hidden,
             in_memory=True,
         )
-        self._wishes[key] = _Wish(start.checkpoint, start.threads, start.sandbox.levels, plan)
+        wish = _Wish(
+            start.checkpoint, start.threads, start.sandbox.levels, plan, start.adapter is None
+        )
+        self._wishes[key] = wish
         while len(self._wishes) > TEMPLATES_MAXIMUM:
             self._wishes.popitem(last=False)
         if key in self._made:
@@ -78,7 +85,7 @@ class Templates:
                 self._made.popitem(last=False)
             freeze()
         template = self._made[key]
-        if template is not None and key not in self.parked:
+        if template is not None and wish.parks and key not in self.parked:
             self.parked.park(key, template, wish.threads, wish.levels, wish.plan, leave)
 
 

@@ -26,7 +26,7 @@ import torch
 import uvicorn
 import uvloop
 
-from stoker.placement.errors import StartFailed, StokerError
+from stoker.placement.errors import InstanceLost, StartFailed, StokerError
 from stoker.runtime import linux, sandbox
 from stoker.runtime.cgroups import Joining
 from stoker.runtime.handlers.calls import contained_task
@@ -97,6 +97,8 @@ class _Worker:
         self._forked_at = forked_at
         self._joining = joining
         self._exit_code = 0
+        self._ready: asyncio.Future[Ready]
+        self._ending: asyncio.Task[None] | None = None
 
     async def serve(
         self, listen: int, pool: tuple[int, ...], template: ModelTemplate | None
@@ -104,7 +106,7 @@ class _Worker:
         loop = asyncio.get_running_loop()
         if self._start.function.task == "custom":
             loop.set_task_factory(contained_task)
-        ready: asyncio.Future[Ready] = loop.create_future()
+        self._ready = ready = loop.create_future()
         app = WorkerApp(
             self._start.cluster_token,
             self._start.instance_id,
@@ -165,7 +167,7 @@ class _Worker:
         """In a thread. No user code runs before the control group holds it."""
         if self._start.function.task == "custom":
             self._joining.wait()
-        made = build(self._start, template, pool, lambda: self._stop(1))
+        made = build(self._start, template, pool, self._lose)
         self._joining.wait()
         return made
 
@@ -189,6 +191,19 @@ class _Worker:
 
     def _failed(self, error: StokerError) -> None:
         _tell_failure(self._status, error)
+
+    def _lose(self) -> None:
+        """The engine has died: so does the worker, unless it was the load that failed.
+
+        Then the agent ends it, and until then it tells the cause to whoever calls.
+        """
+
+        async def end() -> None:
+            lost = InstanceLost("The engine has died.")
+            if await self._ready.result().cause_of(lost) is lost:
+                self._stop(1)
+
+        self._ending = asyncio.ensure_future(end())
 
     def _stop(self, exit_code: int) -> None:
         self._exit_code = exit_code
@@ -261,9 +276,13 @@ def _become_worker(start: WorkerStart, log: int, port: int, parked_in: Path | No
 
 
 def _plan(start: WorkerStart) -> sandbox.Plan:
-    readable = [] if start.code_dir is None else [start.code_dir]
-    private_bytes, checkpoint = start.sandbox.memory_bytes, start.checkpoint
-    if checkpoint is not None:
+    readable = [sys.prefix]  # an environment's, in a fork of its zygote
+    if start.code_dir is not None:
+        readable.append(start.code_dir)
+    private_bytes = start.sandbox.memory_bytes
+    for checkpoint in (start.checkpoint, start.adapter):
+        if checkpoint is None:
+            continue
         readable += [checkpoint.files_dir, checkpoint.layout_path]
         if private_bytes is not None:
             # The pool is mapped privately, though its pages are shared until they are written.
