@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ class World:
         self.node = Node(
             open_checkpoint=self.open_checkpoint,
             open_code=lambda digest: tmp_path,
-            fork=self.fork,
+            zygote_for=self.zygote_for,
             announcer=announcements,
             on_serving=self.agent.note_init_seconds,
             logs=FunctionLogs(tmp_path / "logs"),
@@ -99,7 +99,13 @@ class World:
     def open_checkpoint(self, ref: CheckpointRef, function: FunctionRecord) -> OpenCheckpoint:
         raise AssertionError("no function here has a model")
 
-    async def fork(self, start: WorkerStart, descriptors: Sequence[int]) -> Worker:
+    @asynccontextmanager
+    async def zygote_for(
+        self, code_dir: Path | None, log: Callable[[list[str]], None]
+    ) -> AsyncIterator[World]:
+        yield self
+
+    async def start(self, start: WorkerStart, descriptors: Sequence[int]) -> Worker:
         self.workers.append(Worker(start, descriptors))
         return self.workers[-1]
 
