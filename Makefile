@@ -41,7 +41,7 @@ unit: $(INSTALLED)
 chaos-checkpoint: $(INSTALLED)
 	$(BIN)/pytest tests/chaos --ignore tests/chaos/test_cycles.py --full -rP
 
-# 1,000 starts and stops of real workers; about N minutes.
+# 1,000 starts and stops of real workers; about 7 minutes.
 chaos-cycles: $(INSTALLED)
 	$(BIN)/pytest tests/chaos/test_cycles.py --full -rP
 
