@@ -49,13 +49,46 @@ class ControlPlane:
 def create_app(control: ControlPlane) -> Flask:
     """The Flask app; every /system route wants HTTP Basic."""
     app = Flask("stoker.gateway", static_folder=None)
-    functions = control.functions
 
     @app.before_request
     def authorize() -> None:
         if request.path.startswith("/system/") and not _authorized(control.credentials, request):
             raise Unauthorized("invalid credentials")
 
+    _add_functions(app, control.functions)
+
+    @app.get("/system/namespaces")
+    def namespaces() -> Response:
+        return _json(control.functions.namespaces())
+
+    @app.get("/system/info")
+    def info() -> Response:
+        return _json(_info())
+
+    @app.get("/system/instances")
+    def instances() -> Response:
+        return _json(_instances(control.snapshot(), control.in_flight, time.time()))
+
+    @app.get("/system/nodes")
+    def nodes() -> Response:
+        return _json(_nodes(control.snapshot()))
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        snapshot = control.snapshot()
+        serving = serving_counts(snapshot, snapshot.functions)
+        text = control.metrics.render(snapshot.functions, serving)
+        return Response(text, content_type=CONTENT_TYPE_LATEST)
+
+    @app.post("/build")
+    def build_route() -> Response:
+        return _build(control)
+
+    app.register_error_handler(Exception, _on_error)
+    return app
+
+
+def _add_functions(app: Flask, functions: Functions) -> None:
     @app.get("/system/functions")
     def list_functions() -> Response:
         return _json(functions.list_all(_namespace()))
@@ -88,36 +121,6 @@ def create_app(control: ControlPlane) -> Flask:
     def evict(name: str) -> Response:
         functions.evict(name, _body(), _namespace())
         return Response(status=204)
-
-    @app.get("/system/namespaces")
-    def namespaces() -> Response:
-        return _json(functions.namespaces())
-
-    @app.get("/system/info")
-    def info() -> Response:
-        return _json(_info())
-
-    @app.get("/system/instances")
-    def instances() -> Response:
-        return _json(_instances(control.snapshot(), control.in_flight, time.time()))
-
-    @app.get("/system/nodes")
-    def nodes() -> Response:
-        return _json(_nodes(control.snapshot()))
-
-    @app.get("/metrics")
-    def metrics() -> Response:
-        snapshot = control.snapshot()
-        serving = serving_counts(snapshot, snapshot.functions)
-        text = control.metrics.render(snapshot.functions, serving)
-        return Response(text, content_type=CONTENT_TYPE_LATEST)
-
-    @app.post("/build")
-    def build_route() -> Response:
-        return _build(control)
-
-    app.register_error_handler(Exception, _on_error)
-    return app
 
 
 def _build(control: ControlPlane) -> Response:

@@ -90,8 +90,11 @@ class Environments:
         self._failures: OrderedDict[str, _Failure] = OrderedDict()
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         for folder in directory.iterdir():
-            if not (folder / COMPLETE_NAME).exists() or folder.name.startswith(_REMOVING_PREFIX):
+            if folder.name.startswith(_REMOVING_PREFIX):
                 shutil.rmtree(folder, ignore_errors=True)
+            elif not (folder / COMPLETE_NAME).exists():
+                # Out of the way first: the pip of an agent that was killed may live a little longer.
+                shutil.rmtree(self._set_aside(folder), ignore_errors=True)
 
     async def find(self, code_dir: Path) -> Environment | None:
         """The environment that the code in this folder asks for; None if the node's own will do.
@@ -124,8 +127,8 @@ class Environments:
     async def trim(self, in_use: Collection[str]) -> None:
         """Removes what was used longest ago until the rest is within the bounds."""
         for folder in self._surplus(in_use):
-            target = self._directory / f"{_REMOVING_PREFIX}{folder.name}-{time.monotonic_ns()}"
-            folder.rename(target)  # at once, so that a start that comes now does not find it
+            # At once, so that a start that comes now does not find it.
+            target = self._set_aside(folder)
             await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)
 
     async def close(self) -> None:
@@ -135,6 +138,10 @@ class Environments:
             building.cancel()
         if builds:
             await asyncio.wait(builds)
+
+    def _set_aside(self, folder: Path) -> Path:
+        target = self._directory / f"{_REMOVING_PREFIX}{folder.name}-{time.monotonic_ns()}"
+        return folder.rename(target)
 
     def _find(self, code_dir: Path) -> Environment | None:
         try:
