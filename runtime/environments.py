@@ -93,7 +93,7 @@ class Environments:
             if folder.name.startswith(_REMOVING_PREFIX):
                 shutil.rmtree(folder, ignore_errors=True)
             elif not (folder / COMPLETE_NAME).exists():
-                # Out of the way first: the pip of an agent that was killed may live a little longer.
+                # Out of the way first: the pip of a killed agent may live a little longer.
                 shutil.rmtree(self._set_aside(folder), ignore_errors=True)
 
     async def find(self, code_dir: Path) -> Environment | None:
