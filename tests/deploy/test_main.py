@@ -32,6 +32,7 @@ def test_every_command_has_a_sentence_of_help() -> None:
         "deploy",
         "describe",
         "doctor",
+        "evict",
         "invoke",
         "logs",
         "ls",
