@@ -20,11 +20,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from stoker.runtime.engine.transformers_engine import (
-    BATCH_TOKENS_MAXIMUM,
-    CACHE_TOKENS_MAXIMUM,
-    PAGE_TOKENS,
-)
+from stoker.runtime.engine.kv_cache import CACHE_TOKENS_MAXIMUM
+from stoker.runtime.engine.transformers_engine import BATCH_TOKENS_MAXIMUM, PAGE_TOKENS
 
 CONCURRENCY = 16
 RESULT_SECONDS_MAXIMUM = 60.0
