@@ -40,7 +40,7 @@ def _configure_server() -> None:
     from stoker.runtime.worker import server_config
 
     class App:
-        async def __call__(self, *_: object) -> None:
+        async def __call__(self, _scope: object, _receive: object, _send: object) -> None:
             """Never called: loading it imports what serving needs."""
 
     server_config(App()).load()
