@@ -114,9 +114,10 @@ def test_an_urgent_checkpoint_is_there_before_an_earlier_prefetch(
     prefetch = cache.open(cache.resolve("s3://fake/a"))
     wanted = cache.open(cache.resolve("s3://fake/b"), deadline=time.monotonic())
     wanted.wait(WAIT_SECONDS)
+    left_behind = prefetch.progress.state
 
+    assert left_behind == "loading"
     assert bytes_of(cache, wanted) == urgent.files["model.safetensors"]
-    assert prefetch.progress.state == "loading"
     prefetch.wait(WAIT_SECONDS)
     finish(cache)
 
