@@ -71,6 +71,8 @@ def test_a_killed_worker_is_told_and_its_address_refuses(
 ) -> None:
     order = agent.assign("1-1", echo)
     record = agent.instance("1-1", "serving")
+    # One that dies before anybody called it would be a start that failed.
+    assert agent.call(order.address).status == 200
     os.kill(record.pid, signal.SIGKILL)
     agent.wait_for(lambda s: s.instances["1-1"].state == "failed")
     failure = agent.view.snapshot().instances["1-1"].failure
