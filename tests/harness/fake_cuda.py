@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parents[2] / "native" / "tests"
@@ -52,3 +55,13 @@ class FakeCuda:
     @property
     def registered_peak_bytes(self) -> int:
         return int(self._library.fake_cuda_registered_peak_bytes())
+
+
+@contextmanager
+def checked(driver: FakeCuda) -> Iterator[FakeCuda]:
+    """The driver as new; at the end no rule was broken and nothing of it is left."""
+    driver.reset()
+    yield driver
+    gc.collect()
+    assert driver.violations == []
+    assert driver.leak_count == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.fake_cuda import LEAKS_OF_A_DEVICE, FakeCuda
+from harness.fake_cuda import LEAKS_OF_A_DEVICE, FakeCuda, checked
 from harness.native_load import TAIL_BYTES, TOTAL_BYTES, Bench
 from stoker.native import (
     CHUNK_BYTES,
@@ -39,11 +39,8 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> FakeCuda:
 
 @pytest.fixture
 def cuda(driver: FakeCuda) -> Iterator[FakeCuda]:
-    driver.reset()
-    yield driver
-    gc.collect()
-    assert driver.violations == []
-    assert driver.leak_count == 0
+    with checked(driver):
+        yield driver
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 import stoker
 from harness import checkpoints
 from harness import s3 as s3_harness
-from harness.fake_cuda import FakeCuda
+from harness.fake_cuda import FakeCuda, checked
 from stoker.deploy.s3server import S3Server
 from stoker.native import CHUNK_BYTES
 from stoker.placement.errors import BadRequest, ChunkCorrupt, DeviceFailed, StorageFull
@@ -32,11 +31,8 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> FakeCuda:
 
 @pytest.fixture
 def cuda(driver: FakeCuda) -> Iterator[FakeCuda]:
-    driver.reset()
-    yield driver
-    gc.collect()
-    assert driver.violations == []
-    assert driver.leak_count == 0
+    with checked(driver):
+        yield driver
 
 
 @pytest.fixture(scope="module")
