@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,7 +33,7 @@ class AgentProcess:
         url = f"sqlite://{state}/store.sqlite"
         self.store = open_store(url)
         self.view = View(self.store)
-        self._changed = threading.Event()
+        self._killed_address = ""
         self.variables = {
             **os.environ,
             "STOKER_STORE": url,
@@ -57,8 +56,15 @@ class AgentProcess:
         return self.view.wait_for(lambda snapshot: bool(holds(snapshot)), seconds)
 
     def ready(self) -> NodeRecord:
-        """The node's record once its zygote is ready."""
-        snapshot = self.wait_for(lambda s: NODE in s.nodes and s.nodes[NODE].zygote_ready)
+        """The record of the running process once its zygote is ready."""
+        snapshot = self.wait_for(
+            # A killed process's record outlives it by a session's timeout.
+            lambda s: (
+                (node := s.nodes.get(NODE))
+                and node.agent_address != self._killed_address
+                and node.zygote_ready
+            )
+        )
         return snapshot.nodes[NODE]
 
     def deploy(self, function: FunctionRecord) -> None:
@@ -98,6 +104,8 @@ class AgentProcess:
 
     def kill(self) -> None:
         """As kill -9 does."""
+        if (node := self.view.snapshot().nodes.get(NODE)) is not None:
+            self._killed_address = node.agent_address
         self.process.kill()
         self.process.wait(10)
 
