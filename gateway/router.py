@@ -80,6 +80,7 @@ class _State:
     """What this gateway knows of one function beyond the snapshot. Times are monotonic."""
 
     ended_at: float
+    called_version: int = -1
     in_flight: dict[str, int] = field(default_factory=dict)
     queue: deque[_Waiter] = field(default_factory=deque)
     assigned: dict[str, tuple[Assignment, float]] = field(default_factory=dict)
@@ -147,6 +148,7 @@ class Router:
         `again` is for a request whose instance was gone: it keeps its place before the others.
         """
         state = self._states.setdefault(function.key, _State(self._clock()))
+        state.called_version = self._snapshot().function_versions.get(function.key, -1)
         if again or not state.queue:
             target = choose(
                 self._targets(function.key, state).values(),
@@ -212,7 +214,7 @@ class Router:
         in_flight, queued = sum(state.in_flight.values()), len(state.queue)
         busy = in_flight or queued
         idle_seconds = 0.0 if busy else max(0.0, self._clock() - state.ended_at)
-        return FunctionDemand(in_flight, queued, idle_seconds)
+        return FunctionDemand(in_flight, queued, idle_seconds, state.called_version)
 
     def _targets(self, key: str, state: _State) -> dict[str, Target]:
         snapshot, now = self._snapshot(), self._clock()

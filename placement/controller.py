@@ -7,7 +7,7 @@ released; so two decisions never use the same address, and what is starting is n
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event, RLock, Thread
 from typing import Protocol
 
@@ -31,7 +31,6 @@ from stoker.placement.plan import Plan, plan, unfit
 from stoker.placement.records import (
     Assignment,
     DemandReport,
-    FunctionDemand,
     FunctionRecord,
     InstanceRecord,
     PlaceAnswer,
@@ -154,7 +153,7 @@ class Controller:
             now = self._clock()
             asked = request.demand
             if asked.in_flight + asked.queued == 0:
-                asked = FunctionDemand(in_flight=0, queued=1, idle_seconds=0.0)
+                asked = replace(asked, queued=1, idle_seconds=0.0)
             self._follow(now)
             self._ledger.hear_one(request.gateway_id, function, asked, now)
             made = None

@@ -40,6 +40,7 @@ class _Memory:
     last_needed: list[float] = field(default_factory=list)
     version: int | None = None
     requested_at: float | None = None
+    called_version: int = -1
     failure: FailureRecord | None = None
     start_seconds: float = PROCESS_SECONDS
 
@@ -140,6 +141,7 @@ class DemandLedger:
             queued=sum(demand.queued for demand in fresh),
             last_needed=tuple(memory.last_needed),
             requested_at=memory.requested_at,
+            called_since=memory.called_version >= (memory.version or 0),
             not_before=_not_before(failure),
             avoid=frozenset({failure.node_id}) if failure else frozenset(),
             retention=memory.retention,
@@ -193,6 +195,7 @@ class DemandLedger:
 
     def _remember(self, function: FunctionRecord, demand: FunctionDemand, now: float) -> None:
         memory = self._memories.setdefault(function.key, _Memory(self._unknown))
+        memory.called_version = max(memory.called_version, demand.called_version)
         total = needed(function, self.demand_of(function.key, now))
         moments = [now] * total
         if not moments and math.isfinite(demand.idle_seconds):

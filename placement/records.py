@@ -238,11 +238,16 @@ class LeaderRecord:
 
 @dataclass(frozen=True, slots=True)
 class FunctionDemand:
-    """One gateway's view of one function. `idle_seconds` is since its last request ended."""
+    """One gateway's view of one function. `idle_seconds` is since its last request ended.
+
+    `called_version` is the store's version of the function's record that the gateway knew when it
+    was last called, -1 if it never was: no clock tells what came first, a call or a scale request.
+    """
 
     in_flight: int
     queued: int
     idle_seconds: float
+    called_version: int = -1
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ class Demand:
     """What all gateways together want of one function. Times are seconds on the caller's clock.
 
     `last_needed[k]` is when demand last needed more than k instances, so `last_needed[0]` is when
-    the function was last in use. `requested_at` is when `replicas_requested` was last written.
+    the function was last in use. `requested_at` is when `replicas_requested` was last written, and
+    `called_since` whether somebody called who knew of it.
     Nothing starts before `not_before`; nodes in `avoid` failed it last and come last. `retention`
     is what its idle times speak for; the last `calls`, since `calls_since`, how often it is called.
     """
@@ -31,6 +32,7 @@ class Demand:
     queued: int = 0
     last_needed: tuple[float, ...] = ()
     requested_at: float | None = None
+    called_since: bool = False
     not_before: float = -math.inf
     avoid: frozenset[str] = frozenset()
     retention: Retention = UNKNOWN
@@ -89,7 +91,7 @@ def _floor(function: FunctionRecord, demand: Demand, now: float) -> int:
         return scaling.minimum
     if requested == 0:
         # Zero holds even below the minimum, until the function is called again.
-        return scaling.minimum if demand.last_active > demand.requested_at else 0
+        return scaling.minimum if demand.called_since else 0
     held_seconds = IDLE_SECONDS_DEFAULT if scaling.idle_seconds is None else scaling.idle_seconds
     if now - demand.requested_at < held_seconds:
         return max(scaling.minimum, min(requested, scaling.maximum))
@@ -98,9 +100,9 @@ def _floor(function: FunctionRecord, demand: Demand, now: float) -> int:
 
 def _due(function: FunctionRecord, demand: Demand, now: float, lead_seconds: float) -> int:
     """1 if an instance should be there for a request that its idle times let expect."""
-    requested_at = -math.inf if demand.requested_at is None else demand.requested_at
+    stated = demand.requested_at is not None and not demand.called_since
     # A client's word, on idle instances or how many there should be, is not second-guessed.
-    if function.scaling.idle_seconds is not None or demand.last_active <= requested_at:
+    if function.scaling.idle_seconds is not None or stated:
         return 0
     return int(demand.retention.expects(now - demand.last_active, lead_seconds))
 
@@ -116,7 +118,7 @@ def _kept(function: FunctionRecord, demand: Demand, now: float) -> int:
             requested is not None
             and requested_at is not None
             and index >= requested
-            and moment <= requested_at
+            and (moment <= requested_at or not demand.called_since)
         )
         if now - moment < keep_seconds and not overruled:
             kept = index + 1

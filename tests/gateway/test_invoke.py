@@ -188,6 +188,7 @@ def test_a_leader_reads_the_whole_demand_each_second(bench: Bench) -> None:
     time.sleep(1.2)
     assert bench.place.reports[-1].functions[function.key].idle_seconds > before
     assert bench.place.asked[0].demand.queued > 0
+    assert bench.place.asked[0].demand.called_version >= 0
 
 
 def test_an_error_of_placement_reaches_all_who_wait(bench: Bench) -> None:

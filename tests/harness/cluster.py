@@ -67,13 +67,24 @@ class Cluster:
         )
         self.store.put(instance.path, encode(instance))
 
+    def version(self, function: str = "f.ns") -> int:
+        return self.view.snapshot().function_versions.get(function, -1)
+
     def place(self, queued: int = 1, gateway: str = "g", function: str = "f.ns") -> list[str]:
-        demand = FunctionDemand(0, queued, 0.0)
+        demand = FunctionDemand(0, queued, 0.0, self.version(function))
         answer = self.controller.place(PlaceRequest(gateway, function, demand))
         return [a.instance_id for a in answer.assignments]
 
-    def report(self, in_flight: int = 0, idle_seconds: float = 0.0, gateway: str = "g") -> None:
-        demand = FunctionDemand(in_flight, 0, idle_seconds)
+    def report(
+        self,
+        in_flight: int = 0,
+        idle_seconds: float = 0.0,
+        gateway: str = "g",
+        version: int | None = None,
+    ) -> None:
+        """What a gateway says that was last called when the function had this version."""
+        called = self.version() if version is None else version
+        demand = FunctionDemand(in_flight, 0, idle_seconds, called)
         self.controller.report(DemandReport(gateway, {"f.ns": demand}))
         self.controller.reconcile()
 

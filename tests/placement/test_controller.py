@@ -158,6 +158,23 @@ def test_scaling_to_zero_stops_at_once_and_the_next_call_starts_again(cluster: C
         cluster.now += 1.0
 
 
+def test_a_call_in_flight_when_scaled_to_zero_is_served_and_keeps_nothing(
+    cluster: Cluster,
+) -> None:
+    cluster.place()
+    cluster.serve()
+    version = cluster.version()
+    cluster.report(in_flight=1)
+    cluster.deploy(dataclasses.replace(FUNCTION, replicas_requested=0))
+    cluster.now += 1.0
+    cluster.report(in_flight=1, version=version)
+    assert len(cluster.assigned()) == 1
+    cluster.now += 1.0
+    # What a report says of the past arrives late: the call seems to end after the request.
+    cluster.report(idle_seconds=0.0, version=version)
+    assert cluster.assigned() == []
+
+
 def test_asking_for_the_same_replicas_again_starts_them_again(cluster: Cluster) -> None:
     for _ in range(2):
         cluster.deploy(dataclasses.replace(FUNCTION, replicas_requested=2))

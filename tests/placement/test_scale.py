@@ -82,10 +82,16 @@ def test_scaling_to_zero_does_not_stop_what_has_requests_in_flight() -> None:
 
 def test_a_call_after_scaling_to_zero_starts_and_keeps_an_instance_again() -> None:
     function = asked(MINIMUM_1, 0)
-    called = Demand(queued=1, last_needed=(NOW + 5.0,), requested_at=NOW)
+    called = Demand(queued=1, last_needed=(NOW + 5.0,), requested_at=NOW, called_since=True)
     assert desired(function, called, 0, NOW + 5.0) == 1
-    after = Demand(last_needed=(NOW + 5.0,), requested_at=NOW)
+    after = Demand(last_needed=(NOW + 5.0,), requested_at=NOW, called_since=True)
     assert desired(function, after, 1, NOW + 30.0) == 1
+
+
+def test_a_call_that_began_before_scaling_to_zero_keeps_nothing_when_it_ends() -> None:
+    ended = Demand(last_needed=(NOW + 5.0,), requested_at=NOW)
+    assert desired(asked(FUNCTION, 0), ended, 1, NOW + 6.0) == 0
+    assert desired(asked(MINIMUM_1, 0), ended, 1, NOW + 6.0) == 0
 
 
 def test_scaling_down_to_one_stops_the_others_at_once() -> None:
@@ -137,7 +143,7 @@ def test_after_a_scale_request_nothing_starts_ahead_until_the_next_call() -> Non
     for replicas, expected in ((0, 0), (2, 2)):
         demand = last_called(3300.0, requested_at=NOW - 100.0)
         assert desired(asked(LEARNT, replicas), demand, 0, NOW) == expected
-    demand = last_called(3300.0, requested_at=NOW - 3400.0)
+    demand = last_called(3300.0, requested_at=NOW - 3400.0, called_since=True)
     assert desired(asked(LEARNT, 0), demand, 0, NOW) == 1
 
 

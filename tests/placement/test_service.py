@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import uvicorn
 
+from harness.waiting import eventually
 from stoker.placement.controller import Controller
 from stoker.placement.errors import BadRequest, NoCapacity
 from stoker.placement.memory_store import MemoryStore
@@ -254,10 +255,11 @@ def test_a_process_leads_places_and_ends_cleanly_on_sigterm(tmp_path: Path) -> N
         store.put(FUNCTION.path, encode(FUNCTION))
         node = NodeRecord("n", "", 2, 10**9, 10**9, 4, ("n:1", "n:2"))
         store.put(node.path, encode(node))
-        view.wait_for(lambda s: "n" in s.nodes, 10.0)
         port = int(leader.address.rpartition(":")[2])
-        status, _, payload = call(port, "POST", "/place", PLACE)
-        assert (status, len(decode(PlaceAnswer, payload).assignments)) == (200, 1)
+        # The leader hears of the node a moment later than the store.
+        eventually(lambda: call(port, "POST", "/place", PLACE)[0] == 200, 10.0)
+        _, _, payload = call(port, "POST", "/place", PLACE)
+        assert len(decode(PlaceAnswer, payload).assignments) == 1
         started.send_signal(signal.SIGTERM)
         _, log = started.communicate(timeout=20.0)
         assert started.returncode == 0, log.decode()
