@@ -1,7 +1,11 @@
 """The DRAM tier: which checkpoints hold which chunks of the pool.
 
 A checkpoint is pinned while somebody has it open, busy while its load or write-behind runs.
-Only what is neither may be evicted, for workers map the chunks of what they have open.
+Only what is neither may be evicted, for workers map the chunks of what they have open. It gives
+way from its end, chunk by chunk, so that its next load finds its first layers:
+
+    |<---- r* ---->|<- hidden ->|
+    |0|1|2|3|4|5|6|7|8|9|10|11|12|    hidden: read while a process starts, so given up first
 """
 
 from __future__ import annotations
@@ -21,12 +25,15 @@ from stoker.runtime.checkpoint.pool_note import remove_note
 from stoker.runtime.checkpoint.ssd import SsdEntry
 
 ALLOCATE_SECONDS_MAXIMUM = 30.0
+Begin = Callable[[list[int], int], Loading]
+"""Begins a load into these chunks, of which the first so many hold their bytes already."""
+
 _log = structlog.get_logger()
 
 
 @dataclass(eq=False)
 class DramEntry:
-    """One checkpoint in the pool. Everything below `chunks` is guarded by the tier's lock."""
+    """One checkpoint in the pool. `chunks` and what is below is guarded by the tier's lock."""
 
     digest: str
     ssd: SsdEntry
@@ -40,18 +47,36 @@ class DramEntry:
     def weight_bytes(self) -> int:
         return self.ssd.manifest.weight_bytes
 
+    @property
+    def trimmed(self) -> bool:
+        """Whether it has given chunks back, and must be loaded before it is opened."""
+        return len(self.chunks) < len(self.ssd.manifest.chunks)
+
+    @property
+    def dram_bytes(self) -> int:
+        """Weight bytes that are in memory, from the first on."""
+        if self.loading.complete:
+            return min(len(self.chunks) * CHUNK_BYTES, self.weight_bytes)
+        return min(self.loading.progress.watermark_bytes, self.weight_bytes)
+
 
 class DramTier:
-    """`on_gone` is told of an entry whose chunks have been given back, the lock not held."""
+    """`on_gone` is told of an entry whose chunks have been given back, the lock not held.
+
+    `reload_seconds` says how long so many bytes take from the disk, `hidden_bytes` how many come
+    while a process starts.
+    """
 
     def __init__(
         self,
         pool: Pool,
         reload_seconds: Callable[[int], float],
+        hidden_bytes: Callable[[], int],
         on_gone: Callable[[DramEntry], None],
     ) -> None:
         self._pool = pool
         self._reload_seconds = reload_seconds
+        self._hidden_bytes = hidden_bytes
         self._on_gone = on_gone
         self._changed = threading.Condition()
         self._entries: dict[str, DramEntry] = {}
@@ -61,29 +86,43 @@ class DramTier:
         """The entry, one pin richer; None when it must be loaded."""
         with self._changed:
             entry = self._entries.get(digest)
-            if entry is None or entry.retired:
+            if entry is None or entry.retired or entry.trimmed:
                 return None
             entry.pins += 1
             self._touch(entry)
             return entry
 
-    def add(self, ssd: SsdEntry, begin: Callable[[list[int]], Loading]) -> DramEntry:
+    def add(self, ssd: SsdEntry, begin: Begin) -> DramEntry:
         """Allocate chunks and `begin` a load into them; the entry is pinned and busy."""
-        return self._add(ssd, begin, self._allocate(len(ssd.manifest.chunks)))
+        kept = self._take_over(ssd.manifest.digest)
+        try:
+            more = self._allocate(len(ssd.manifest.chunks) - len(kept))
+        except BaseException:
+            self._pool.release(kept)
+            raise
+        return self._add(ssd, begin, kept + more, len(kept))
 
-    def adopt(
-        self, ssd: SsdEntry, begin: Callable[[list[int]], Loading], chunks: list[int]
-    ) -> DramEntry:
+    def adopt(self, ssd: SsdEntry, begin: Begin, chunks: list[int]) -> DramEntry:
         """As `add`, in chunks that hold the checkpoint already; ValueError if they are not free."""
         self._pool.claim(chunks)
-        return self._add(ssd, begin, chunks)
+        return self._add(ssd, begin, chunks, len(chunks))
 
-    def _add(
-        self, ssd: SsdEntry, begin: Callable[[list[int]], Loading], chunks: list[int]
-    ) -> DramEntry:
+    def _take_over(self, digest: str) -> list[int]:
+        """The chunks that are left of a trimmed checkpoint."""
+        with self._changed:
+            entry = self._entries.get(digest)
+            if entry is None or not entry.trimmed:
+                return []
+            chunks, entry.chunks = entry.chunks, []
+            entry.retired = True
+            del self._entries[digest]
+        self._tell([entry])
+        return chunks
+
+    def _add(self, ssd: SsdEntry, begin: Begin, chunks: list[int], filled_count: int) -> DramEntry:
         digest = ssd.manifest.digest
         try:
-            entry = DramEntry(digest, ssd, begin(chunks), chunks)
+            entry = DramEntry(digest, ssd, begin(chunks, filled_count), chunks)
         except BaseException:
             self._pool.release(chunks)
             raise
@@ -164,16 +203,40 @@ class DramTier:
         gone: list[DramEntry] = []
         if not self._can_ever_fit(count):
             return gone  # evicting would help nobody
-        while self._pool.free_count < count:
-            digest = self._order.victim(
-                entry.digest
-                for entry in self._entries.values()
-                if not entry.pins and not entry.busy
-            )
-            if digest is None:
-                break
-            gone += self._evict(self._entries[digest])
+        hidden_count = self._hidden_bytes() // CHUNK_BYTES
+        for spares_prefixes in (True, False):
+            while (lack := count - self._pool.free_count) > 0:
+                surplus = {
+                    entry.digest: self._surplus(entry, hidden_count if spares_prefixes else None)
+                    for entry in self._entries.values()
+                    if not entry.pins and not entry.busy
+                }
+                digest = self._order.victim(key for key, chunks in surplus.items() if chunks > 0)
+                if digest is None:
+                    break
+                gone += self._trim(self._entries[digest], min(lack, surplus[digest]))
         return gone
+
+    def _surplus(self, entry: DramEntry, hidden_count: int | None) -> int:
+        """How many chunks it may give up: those hidden behind its process's start, or all."""
+        if hidden_count is None:
+            return len(entry.chunks)
+        if not entry.loading.is_local:
+            return 0
+        given = len(entry.ssd.manifest.chunks) - len(entry.chunks)
+        return min(hidden_count - given, len(entry.chunks))
+
+    def _trim(self, entry: DramEntry, count: int) -> list[DramEntry]:
+        """Give the last `count` chunks back; what is left is the beginning of the next load."""
+        if count == len(entry.chunks):
+            return self._evict(entry)
+        # First, so that no note ever names chunks that hold something else.
+        remove_note(entry.ssd.path)
+        entry.chunks, last = entry.chunks[:-count], entry.chunks[-count:]
+        self._pool.release(last)
+        self._changed.notify_all()
+        _log.info("dram_checkpoint_trimmed", digest=entry.digest, dram_bytes=entry.dram_bytes)
+        return []
 
     def _evict(self, entry: DramEntry) -> list[DramEntry]:
         _log.info("dram_checkpoint_evicted", digest=entry.digest, dram_bytes=entry.weight_bytes)

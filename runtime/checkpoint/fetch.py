@@ -49,7 +49,10 @@ class LoadContext:
 
 
 class Loading:
-    """`run` loads everything and returns when nothing touches the pool chunks any more."""
+    """`run` loads everything and returns when nothing touches the pool chunks any more.
+
+    The first `filled_count` chunks of the pool hold their bytes from before; they are verified.
+    """
 
     def __init__(
         self,
@@ -59,8 +62,7 @@ class Loading:
         peers: Peers,
         deadline: float | None,
         pool_chunks: Sequence[int],
-        *,
-        filled: bool = False,
+        filled_count: int,
     ) -> None:
         self._context = context
         self._entry = entry
@@ -77,7 +79,7 @@ class Loading:
             [bytes.fromhex(known) if known else None for known in self._digests],
             self.progress,
         )
-        self._filled = filled
+        self._filled_count = filled_count
         self._cancelled = threading.Event()
         self._writing = source.local_dir is None
         self._writes: list[Future[None]] = []
@@ -91,6 +93,11 @@ class Loading:
     @property
     def complete(self) -> bool:
         return self.progress.state == "complete"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all of it lies on this machine's disk, to be read again from there."""
+        return self._source.local_dir is not None or len(self._entry.cached) == len(self._chunks)
 
     def hasten(self, deadline: float) -> None:
         """Somebody waits for this load until `deadline` (time.monotonic)."""
@@ -135,7 +142,7 @@ class Loading:
 
     def _load_chunks(self) -> None:
         try:
-            missing = self._verify_filled() if self._filled else list(self._chunks)
+            missing = self._verify_filled() + list(self._chunks[self._filled_count :])
             local, remote = self._split(missing) if missing else ([], [])
             for chunk in remote:
                 self._fetches.add(chunk.ordinal, chunk.bytes)
@@ -154,8 +161,9 @@ class Loading:
 
     def _verify_filled(self) -> list[ChunkEntry]:
         """Verify what the pool's chunks hold from before; those that must be read again."""
-        sound = self._context.verifiers.map(self._is_filled, self._chunks)
-        return [chunk for chunk, holds in zip(self._chunks, sound, strict=True) if not holds]
+        filled = self._chunks[: self._filled_count]
+        sound = self._context.verifiers.map(self._is_filled, filled)
+        return [chunk for chunk, holds in zip(filled, sound, strict=True) if not holds]
 
     def _is_filled(self, chunk: ChunkEntry) -> bool:
         if self._digests[chunk.ordinal] is None:

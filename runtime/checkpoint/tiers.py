@@ -48,6 +48,7 @@ OPEN_SECONDS_MAXIMUM = 300.0
 RESOLVED_MAXIMUM = 64
 ASSUMED_REMOTE_BYTES_PER_SECOND = 1e9  # until the first load has been measured
 ASSUMED_SSD_BYTES_PER_SECOND = 2e9
+START_SECONDS = 0.02  # from a template until the first layer is needed
 _log = structlog.get_logger()
 
 Check = Callable[[Manifest, Path], None]
@@ -88,7 +89,7 @@ class CheckpointCache:
         self._on_change = on_change
         self._remote, self._local = Bandwidth(), Bandwidth()
         self._ssd = SsdTier(ssd_dir, ssd_bytes, self._fetch_seconds)
-        self._dram = DramTier(pool, self._load_seconds, self._gone)
+        self._dram = DramTier(pool, self._load_seconds, self._hidden_bytes, self._gone)
         self._context = LoadContext(
             pool=pool,
             ssd=self._ssd,
@@ -177,7 +178,7 @@ class CheckpointCache:
     def residents(self) -> list[Resident]:
         """Every checkpoint of which this node holds weights."""
         on_disk = self._ssd.weight_bytes()
-        in_memory = {entry.digest: _bytes_in_memory(entry) for entry in self._dram.entries()}
+        in_memory = {entry.digest: entry.dram_bytes for entry in self._dram.entries()}
         return [
             Resident(digest, in_memory.get(digest, 0), on_disk.get(digest, 0))
             for digest in sorted({*on_disk, *in_memory})
@@ -299,9 +300,7 @@ class CheckpointCache:
 
     def _adopt_one(self, ssd_entry: SsdEntry, note: PoolNote) -> None:
         source = self._open_source(note.uri)
-        begin = functools.partial(
-            Loading, self._context, ssd_entry, source, Peers(()), None, filled=True
-        )
+        begin = functools.partial(Loading, self._context, ssd_entry, source, Peers(()), None)
         chunks = list(note.chunks)
         self._ssd.hold(ssd_entry.manifest.digest)
         entry = self._begin(ssd_entry, note.uri, lambda: self._dram.adopt(ssd_entry, begin, chunks))
@@ -337,11 +336,9 @@ class CheckpointCache:
     def _fetch_seconds(self, byte_count: int) -> float:
         return byte_count / (self._remote.bytes_per_second or ASSUMED_REMOTE_BYTES_PER_SECOND)
 
+    def _hidden_bytes(self) -> int:
+        """What is read while a process starts: B (T_rt + P (L - 1) / L), with P not known here."""
+        return int(self._local.bytes_per_second * START_SECONDS)
+
     def _load_seconds(self, byte_count: int) -> float:
         return byte_count / (self._local.bytes_per_second or ASSUMED_SSD_BYTES_PER_SECOND)
-
-
-def _bytes_in_memory(entry: DramEntry) -> int:
-    if entry.loading.complete:
-        return entry.weight_bytes
-    return min(entry.loading.progress.watermark_bytes, entry.weight_bytes)

@@ -30,7 +30,7 @@ from stoker.placement.errors import (
 from stoker.runtime.checkpoint.manifest import Manifest
 from stoker.runtime.checkpoint.residency import Residency
 from stoker.runtime.checkpoint.settings import CheckpointSettings
-from stoker.runtime.checkpoint.tiers import Resident
+from stoker.runtime.checkpoint.tiers import CheckpointCache, Resident
 
 
 def test_an_opened_checkpoint_is_in_memory_with_its_files_and_layout(
@@ -177,8 +177,70 @@ def test_what_nobody_has_open_makes_room(tmp_path: Path, make_cache: MakeCache) 
     _, second = loaded(cache, "s3://fake/b")
 
     assert len(second.chunks) == 2
-    dram = {resident.digest: resident.dram_bytes for resident in cache.residents()}
-    assert dram[ref.digest] == 0
+    # It keeps its first chunk, for which there is room.
+    assert _dram_bytes(cache)[ref.digest] == CHUNK_BYTES
+
+
+def test_what_gave_way_is_loaded_again_from_its_end_alone(
+    tmp_path: Path, make_cache: MakeCache
+) -> None:
+    sources = {name: fake(tmp_path, name, 40, n) for n, name in enumerate("ab")}
+    cache = make_cache(opener(**sources), chunks=5)
+    ref, residency = loaded(cache, "s3://fake/a")
+    expected = bytes_of(cache, residency)
+    residency.close()
+    finish(cache)
+    copy = cache._ssd.entries()[0]
+    cache.open(cache.resolve("s3://fake/b")).close()
+    finish(cache)
+    assert _dram_bytes(cache)[ref.digest] == 2 * CHUNK_BYTES
+    # What would be read for a second time cannot be.
+    for ordinal in (0, 1):
+        copy.chunk_path(ordinal).unlink()
+    sources["a"].files.clear()
+
+    again = cache.open(ref)
+    again.wait(WAIT_SECONDS)
+
+    assert not again.resident
+    assert bytes_of(cache, again) == expected
+    assert _dram_bytes(cache)[ref.digest] == ref.weight_bytes
+
+
+def test_bytes_that_come_while_a_process_starts_are_given_up_before_any_others(
+    tmp_path: Path, make_cache: MakeCache
+) -> None:
+    sources = {name: fake(tmp_path, name, 40, n) for n, name in enumerate("abc")}
+    cache = make_cache(opener(**sources), chunks=7)
+    cache._dram._hidden_bytes = lambda: CHUNK_BYTES
+    refs = [cache.resolve(f"s3://fake/{name}") for name in "abc"]
+    for ref in refs:
+        residency = cache.open(ref)
+        residency.wait(WAIT_SECONDS)
+        finish(cache)
+        residency.close()
+
+    left = [_dram_bytes(cache)[ref.digest] for ref in refs]
+    assert left == [2 * CHUNK_BYTES, 2 * CHUNK_BYTES, refs[2].weight_bytes]
+
+
+def test_what_is_left_of_one_that_gave_way_is_verified_again(
+    tmp_path: Path, make_cache: MakeCache
+) -> None:
+    sources = {name: fake(tmp_path, name, 40, n) for n, name in enumerate("ab")}
+    cache = make_cache(opener(**sources), chunks=5)
+    ref, residency = loaded(cache, "s3://fake/a")
+    first = residency.chunks[0]
+    residency.close()
+    finish(cache)
+    cache.open(cache.resolve("s3://fake/b")).close()
+    finish(cache)
+    cache._context.pool.chunk(first)[-8:] = bytes(8)
+
+    again = cache.open(ref)
+    again.wait(WAIT_SECONDS)
+
+    assert bytes_of(cache, again) == sources["a"].files["model.safetensors"]
 
 
 def test_what_is_evicted_leaves_the_memory_or_the_disk_too(
@@ -198,6 +260,10 @@ def test_what_is_evicted_leaves_the_memory_or_the_disk_too(
     cache.evict(ref.digest, disk=True)
 
     cache.open(ref).wait(WAIT_SECONDS)
+
+
+def _dram_bytes(cache: CheckpointCache) -> dict[str, int]:
+    return {resident.digest: resident.dram_bytes for resident in cache.residents()}
 
 
 def test_a_full_memory_says_what_was_asked_free_and_in_use(
