@@ -25,9 +25,10 @@ from stoker.placement.errors import (
     Unavailable,
 )
 from stoker.placement.failures import refusal
+from stoker.placement.fleet import Fleet
 from stoker.placement.histogram import BIN_SECONDS
 from stoker.placement.names import split_function_name
-from stoker.placement.plan import Plan, plan, unfit
+from stoker.placement.plan import Plan, plan, usable
 from stoker.placement.records import (
     Assignment,
     DemandReport,
@@ -48,6 +49,8 @@ ELECTION_RETRY_SECONDS = 1.0
 CAPACITY_RETRY_SECONDS = 5.0
 # An address whose instance ended stays unused until its node stopped announcing it, or so long.
 ADDRESS_REST_SECONDS = 60.0
+# How many nodes' reasons an error names.
+REFUSALS_MAXIMUM = 8
 
 _log = structlog.get_logger()
 
@@ -159,9 +162,9 @@ class Controller:
             made = None
             if not self._ledger.given_up(function.key) and self._lacks(function, now):
                 made = self._reconcile(term, now)
-            usable = _usable(self._view.snapshot(), function.key, now)
-            if usable:
-                return PlaceAnswer(usable)
+            found = usable(self._view.snapshot(), function.key, now)
+            if found:
+                return PlaceAnswer(found)
             raise self._refusal(function, made, now)
 
     def report(self, report: DemandReport) -> None:
@@ -246,8 +249,8 @@ class Controller:
     def _lacks(self, function: FunctionRecord, now: float) -> bool:
         """Whether there is less than the demand calls for: only then is a plan worth making."""
         snapshot = self._view.snapshot()
-        usable = _usable(snapshot, function.key, now)
-        current = [a for a in usable if a.generation == function.generation]
+        found = usable(snapshot, function.key, now)
+        current = [a for a in found if a.generation == function.generation]
         demand = self._ledger.demand_of(function.key, now)
         return len(current) < startable(function, demand, now)
 
@@ -292,13 +295,15 @@ class Controller:
         self._follow(now)
         snapshot = self._view.snapshot()
         self._release_addresses(snapshot, now)
+        fleet = Fleet(snapshot.records(), now)
+        for address in self._resting:
+            fleet.hold_address(address)
         made = plan(
-            snapshot,
+            fleet,
             {key: self._ledger.demand_of(key, now) for key in snapshot.functions},
             now,
             epoch=term.epoch,
             first_number=term.next_number,
-            resting=frozenset(self._resting),
         )
         try:
             self._commit_failures(term, snapshot)
@@ -370,13 +375,14 @@ class Controller:
             return refusal(failure, now)
         shortages = made.shortages if made else ()
         shortage = next((s for s in shortages if s.function == function.key), None)
-        if shortage is None or not shortage.refusals:
+        refusals = shortage.refusals(REFUSALS_MAXIMUM) if shortage else ()
+        if shortage is None or not refusals:
             return NoCapacity(
                 f"Expected a node to start {function.key}, found none registered.",
                 "Start a node agent, or wait for it to join.",
                 retry_after_seconds=CAPACITY_RETRY_SECONDS,
             )
-        reasons = "; ".join(f"node {node_id}: {why}" for node_id, why in shortage.refusals)
+        reasons = "; ".join(f"node {node_id}: {why}" for node_id, why in refusals)
         return NoCapacity(
             f"Expected a node with room for {function.key}, found none ({reasons}).",
             "Try again later, add a node or lower the minimum of other functions."
@@ -384,15 +390,3 @@ class Controller:
             else "Add a node with a larger pool.",
             retry_after_seconds=CAPACITY_RETRY_SECONDS if shortage.may_pass else None,
         )
-
-
-def _usable(snapshot: Snapshot, key: str, now: float) -> tuple[Assignment, ...]:
-    """The function's assignments that serve or will: serving and newest generation first."""
-
-    def rank(assignment: Assignment) -> tuple[bool, int, float, str]:
-        instance = snapshot.instances.get(assignment.instance_id)
-        serving = instance is not None and instance.state == "serving"
-        return not serving, -assignment.generation, assignment.created_at, assignment.instance_id
-
-    alive = [a for a in snapshot.assignments_of(key) if unfit(snapshot, a, now) is None]
-    return tuple(sorted(alive, key=rank))

@@ -1,28 +1,27 @@
-"""The predicted time to the first token of a start. Pure.
+"""The predicted time to the first token of a start: the formulas. Pure.
 
-    TTFT = control + max(process, load) + prefill
-    load = max over tiers of (bytes queued there + own bytes there) / bandwidth of the tier
+    TTFT = control + max(process, load, room + device) + prefill
+    load = max over links of (seconds already queued there + own bytes / bandwidth)
 
-The process comes up while the bytes flow, and all tiers are read at the same time, so only the
-slowest of them counts (the bottleneck `b` in ServerlessLLM's `q + n / b`). Bytes wait only behind
-loads of their own tier, and a checkpoint that is already on its way is not loaded twice.
+The process comes up while the bytes flow, and all links move at the same time, so only the slowest
+of them counts. Bytes wait only behind loads of their own link, and a checkpoint that is already on
+its way is not loaded twice. ServerlessLLM's own formula, `q + n / b`, takes the whole checkpoint
+over the slowest link of its path, behind all that is queued.
+
+Every function here takes numbers and arrays alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from stoker.placement.records import (
-    CheckpointRef,
-    FunctionRecord,
-    NodeRecord,
-    ResidentRecord,
-)
+import numpy as np
 
-Tier = Literal["dram", "ssd", "remote"]
-Residents = Mapping[tuple[str, str], ResidentRecord]
+from stoker.placement.records import CheckpointRef, NodeRecord
+
+Source = Literal["dram", "ssd", "peer", "remote"]
 
 # The request's way to placement, the assignment's way to the node and the connection.
 CONTROL_SECONDS = 0.010
@@ -35,63 +34,62 @@ PREFILL_SECONDS = 0.1
 # Bytes per second, where a node has measured none: a plain NVMe device, and one Gbit/s.
 SSD_BANDWIDTH_DEFAULT = 1.5e9
 REMOTE_BANDWIDTH_DEFAULT = 125e6
+PEER_BANDWIDTH_DEFAULT = 125e6
+# A stream that moved goes on after `a * tokens + b` seconds: its tokens are computed again, and
+# the rounds that close the gap take their time. Ten tokens recompute as fast as one is generated.
+RESUME_SECONDS_PER_TOKEN = 0.003
+RESUME_SECONDS = 0.1
+# The DRAM pool is handed out in whole chunks of this size.
+CHUNK_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class MissingBytes:
-    """Weight bytes that are not in DRAM, by the tier that they must come from."""
+class Stages:
+    """Seconds of each stage of one start; `source` is where most of the time of its load goes.
 
-    ssd: int = 0
-    remote: int = 0
+    `room` is until its place is free. The links' stages include what is queued before them.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """Seconds to the first token and their parts; `source` is the slowest tier on the path."""
-
-    control_seconds: float
-    process_seconds: float
-    load_seconds: float
-    prefill_seconds: float
-    source: Tier
-
-    @property
-    def seconds(self) -> float:
-        overlapped = max(self.process_seconds, self.load_seconds)
-        return self.control_seconds + overlapped + self.prefill_seconds
+    control: float = CONTROL_SECONDS
+    room: float = 0.0
+    process: float = 0.0
+    ssd: float = 0.0
+    net: float = 0.0
+    device: float = 0.0
+    prefill: float = 0.0
+    source: Source = "dram"
 
 
-def missing_bytes(checkpoint: CheckpointRef, node_id: str, residents: Residents) -> MissingBytes:
-    """What `node_id` must still read of `checkpoint`, from its SSD and from afar."""
-    resident = residents.get((node_id, checkpoint.digest))
-    in_dram = min(resident.dram_bytes, checkpoint.weight_bytes) if resident else 0
-    on_ssd = min(resident.ssd_bytes, checkpoint.weight_bytes) if resident else 0
-    from_ssd = max(0, on_ssd - in_dram)
-    return MissingBytes(ssd=from_ssd, remote=checkpoint.weight_bytes - in_dram - from_ssd)
+def missing_bytes(weight_bytes: int, dram: Any, ssd: Any) -> tuple[Any, Any]:
+    """What a node that holds so much in DRAM and on its SSD must read: (from SSD, from afar)."""
+    in_dram = np.minimum(dram, weight_bytes)
+    from_ssd = np.maximum(0, np.minimum(ssd, weight_bytes) - in_dram)
+    return from_ssd, weight_bytes - in_dram - from_ssd
 
 
-def estimate(
-    function: FunctionRecord,
-    node: NodeRecord,
-    residents: Residents,
-    loading: Iterable[CheckpointRef] = (),
-) -> Estimate:
-    """Predict a start of `function` on `node`, where `loading` are the loads not yet done."""
-    process_seconds = node.init_seconds or PROCESS_SECONDS
-    if not node.zygote_ready:
-        process_seconds += ZYGOTE_SECONDS
-    if function.checkpoint is None:
-        return Estimate(CONTROL_SECONDS, process_seconds, 0.0, 0.0, "dram")
-    own = missing_bytes(function.checkpoint, node.node_id, residents)
-    ahead = {ref.digest: ref for ref in loading if ref.digest != function.checkpoint.digest}
-    queue = [missing_bytes(ref, node.node_id, residents) for ref in ahead.values()]
-    ssd_bandwidth = node.ssd_bandwidth or SSD_BANDWIDTH_DEFAULT
-    remote_bandwidth = node.remote_bandwidth or REMOTE_BANDWIDTH_DEFAULT
-    tiers: list[tuple[float, Tier]] = [(0.0, "dram")]
-    if own.ssd:
-        tiers.append(((own.ssd + sum(load.ssd for load in queue)) / ssd_bandwidth, "ssd"))
-    if own.remote:
-        queued = sum(load.remote for load in queue)
-        tiers.append(((own.remote + queued) / remote_bandwidth, "remote"))
-    load_seconds, source = max(tiers)
-    return Estimate(CONTROL_SECONDS, process_seconds, load_seconds, PREFILL_SECONDS, source)
+def process_seconds(node: NodeRecord) -> float:
+    """From the order to an instance that can execute, its weights aside."""
+    return (node.init_seconds or PROCESS_SECONDS) + (0.0 if node.zygote_ready else ZYGOTE_SECONDS)
+
+
+def overlapped_seconds(
+    process: Any, room: Any, ssd: Any, net: Any, device: Any, prefill: float
+) -> Any:
+    """Seconds to the first token where everything that can flow side by side does."""
+    load = np.maximum(np.maximum(ssd, net), room + device)
+    return CONTROL_SECONDS + np.maximum(process, load) + prefill
+
+
+def serial_seconds(room: Any, queued: Any, load: Any, prefill: float) -> Any:
+    """The same by ServerlessLLM's estimate: q + n / b, once the room is made."""
+    return CONTROL_SECONDS + room + queued + load + prefill
+
+
+def resume_seconds(tokens: float) -> float:
+    """How long a migrated stream needs at its new place before it goes on."""
+    return RESUME_SECONDS_PER_TOKEN * tokens + RESUME_SECONDS
+
+
+def pool_bytes(checkpoint: CheckpointRef) -> int:
+    """What the checkpoint takes of a node's DRAM pool."""
+    return math.ceil(checkpoint.weight_bytes / CHUNK_BYTES) * CHUNK_BYTES

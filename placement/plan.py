@@ -1,30 +1,35 @@
-"""What to start, stop and refuse. Pure: (snapshot, demand, now) -> Plan.
+"""What to start, stop and refuse. Pure: (fleet, demand, now) -> Plan, carried out on the fleet.
 
-Invariants of every plan, applied to its snapshot:
+Invariants of every plan, applied to its fleet:
 - no two assignments share a node's address, and every address given out was announced as spare;
 - no function has more assignments of its generation than its maximum;
-- a node has at most `instances_maximum` assignments, unless it had more before;
+- a node has at most `instances_maximum` assignments, and no device has two, unless it had before;
 - the same arguments give the same plan.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from stoker.placement.estimate import SSD_BANDWIDTH_DEFAULT, estimate
+from stoker.placement.choice import Ask, Candidate, Decision, choose
+from stoker.placement.fleet import Fleet, Placed
+from stoker.placement.forecast import forecast
 from stoker.placement.keepalive import greedy_dual, waiting_cost
-from stoker.placement.records import Assignment, CheckpointRef, FunctionRecord, NodeRecord
+from stoker.placement.placing import PRESENT_ABILITIES, STOKER, Abilities, Placing
+from stoker.placement.records import Assignment, FunctionRecord, InstanceRecord, NodeRecord
 from stoker.placement.scale import Demand, called_for, desired
+from stoker.placement.survey import Survey
 from stoker.placement.view import Snapshot
 
 # An agent announces an instance as soon as it sees the assignment; after this it never will.
 ANNOUNCE_SECONDS = 20.0
-# The DRAM pool is handed out in whole chunks of this size.
-CHUNK_BYTES = 16 * 1024 * 1024
 # What an instance holds beside its weights.
 INSTANCE_BYTES = 128 * 1024 * 1024
+# How far ahead a call counts when an idle instance is weighed against who waits.
+KEPT_SECONDS_MAXIMUM = 3600.0
 
 _NO_DEMAND = Demand()
 
@@ -39,60 +44,87 @@ class Stop:
 class Shortage:
     """A function that should have more instances than the nodes can take.
 
-    `refusals` are (node_id, why that node cannot take one). `may_pass` is false where waiting
-    does not help: no node is large enough.
+    `may_pass` is false where waiting does not help: no node is large enough.
     """
 
     function: str
-    refusals: tuple[tuple[str, str], ...]
     may_pass: bool
+    survey: Survey = field(compare=False, repr=False)
+
+    def refusals(self, count: int | None = None) -> tuple[tuple[str, str], ...]:
+        """(node_id, why it cannot take one), of the first `count` nodes or all, by their ids."""
+        return self.survey.refusals(count)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
+    """`decisions` say of each start, and of each instance that is waited for instead, why."""
+
     starts: tuple[Assignment, ...] = ()
     stops: tuple[Stop, ...] = ()
     shortages: tuple[Shortage, ...] = ()
+    decisions: tuple[tuple[Decision, Assignment | None], ...] = field(
+        default=(), compare=False, repr=False
+    )
+
+
+class Tables(Protocol):
+    """What a snapshot and a fleet have in common."""
+
+    @property
+    def functions(self) -> Mapping[str, FunctionRecord]: ...
+    @property
+    def nodes(self) -> Mapping[str, NodeRecord]: ...
+    @property
+    def instances(self) -> Mapping[str, InstanceRecord]: ...
 
 
 def plan(
-    snapshot: Snapshot,
+    fleet: Fleet,
     demand: Mapping[str, Demand],
     now: float,
     *,
     epoch: int,
     first_number: int = 0,
-    resting: frozenset[str] = frozenset(),
+    only: Iterable[str] | None = None,
+    placing: Placing = STOKER,
+    abilities: Abilities = PRESENT_ABILITIES,
 ) -> Plan:
-    """Decide for the whole cluster.
+    """Decide for the whole cluster, or for the functions in `only`.
 
-    New instances are called `<epoch>-<number>`, numbered from `first_number`. The addresses in
-    `resting` were in use a moment ago and are not given out.
+    New instances are called `<epoch>-<number>`, numbered from `first_number`. `fleet` is as if the
+    plan were carried out when this returns.
     """
-    draft = _Draft(snapshot, demand, now, epoch, first_number, resting)
+    draft = _Draft(fleet, demand, now, epoch, first_number, placing, abilities)
     draft.sweep()
-    missing = {key: draft.settle(snapshot.functions[key]) for key in sorted(snapshot.functions)}
+    keys = sorted(fleet.functions if only is None else only)
+    missing = {key: draft.settle(fleet.functions[key]) for key in keys}
     order = sorted(
         (key for key, count in missing.items() if count > 0),
         # Who has requests waiting and nothing to serve them comes first.
-        key=lambda key: (not draft.demand_of(key).busy, len(draft.current(key)), key),
+        key=lambda key: (
+            not draft.demand_of(key).busy,
+            -fleet.functions[key].priority,
+            len(draft.current(key)),
+            key,
+        ),
     )
     # One instance for each function in turn, so that a large demand cannot starve a small one.
     while order:
         for key in tuple(order):
             missing[key] -= 1
-            if not draft.start(snapshot.functions[key]) or missing[key] == 0:
+            if not draft.start(fleet.functions[key]) or missing[key] == 0:
                 order.remove(key)
-    return Plan(tuple(draft.starts), tuple(draft.stops), tuple(draft.shortages))
+    return draft.plan()
 
 
-def unfit(snapshot: Snapshot, assignment: Assignment, now: float) -> str | None:
+def unfit(tables: Tables, assignment: Assignment, now: float) -> str | None:
     """Why the assignment no longer stands for an instance that serves or will, or None."""
-    if assignment.function not in snapshot.functions:
+    if assignment.function not in tables.functions:
         return "the function was deleted"
-    if assignment.node_id not in snapshot.nodes:
+    if assignment.node_id not in tables.nodes:
         return "the node is gone"
-    instance = snapshot.instances.get(assignment.instance_id)
+    instance = tables.instances.get(assignment.instance_id)
     if instance is None:
         announced_by = assignment.created_at + ANNOUNCE_SECONDS
         return "the node never announced it" if now > announced_by else None
@@ -101,52 +133,71 @@ def unfit(snapshot: Snapshot, assignment: Assignment, now: float) -> str | None:
     return None
 
 
+def usable(snapshot: Snapshot, key: str, now: float) -> tuple[Assignment, ...]:
+    """The function's assignments that serve or will: serving and newest generation first."""
+
+    def rank(assignment: Assignment) -> tuple[bool, int, float, str]:
+        instance = snapshot.instances.get(assignment.instance_id)
+        serving = instance is not None and instance.state == "serving"
+        return not serving, -assignment.generation, assignment.created_at, assignment.instance_id
+
+    alive = [a for a in snapshot.assignments_of(key) if unfit(snapshot, a, now) is None]
+    return tuple(sorted(alive, key=rank))
+
+
 class _Draft:
-    """The plan in the making: what will exist if it is carried out."""
+    """The plan in the making; the fleet is what will exist if it is carried out."""
 
     def __init__(
         self,
-        snapshot: Snapshot,
+        fleet: Fleet,
         demand: Mapping[str, Demand],
         now: float,
         epoch: int,
         first_number: int,
-        resting: frozenset[str],
+        placing: Placing,
+        abilities: Abilities,
     ) -> None:
-        self._snapshot = snapshot
+        self._fleet = fleet
         self._demand = demand
         self._now = now
         self._epoch = epoch
         self._number = first_number
-        self._used = {a.address for a in snapshot.assignments.values()}
-        self._used |= {i.address for i in snapshot.instances.values()} | resting
-        self._by_function: dict[str, list[Assignment]] = {}
-        self._by_node: dict[str, list[Assignment]] = {node_id: [] for node_id in snapshot.nodes}
-        self.starts: list[Assignment] = []
-        self.stops: list[Stop] = []
-        self.shortages: list[Shortage] = []
+        self._placing = placing
+        self._abilities = abilities
+        self._starts: list[Assignment] = []
+        self._stops: list[Stop] = []
+        self._shortages: list[Shortage] = []
+        self._decisions: list[tuple[Decision, Assignment | None]] = []
+
+    def plan(self) -> Plan:
+        return Plan(
+            tuple(self._starts),
+            tuple(self._stops),
+            tuple(self._shortages),
+            tuple(self._decisions),
+        )
 
     def demand_of(self, key: str) -> Demand:
         return self._demand.get(key, _NO_DEMAND)
 
     def current(self, key: str) -> list[Assignment]:
         """The assignments of the function's present generation, oldest first."""
-        generation = self._snapshot.functions[key].generation
-        return [a for a in self._by_function.get(key, ()) if a.generation == generation]
+        generation = self._fleet.functions[key].generation
+        every = (placed.assignment for placed in self._fleet.of_function(key))
+        return sorted((a for a in every if a.generation == generation), key=_age)
 
     def sweep(self) -> None:
-        """Stop what is dead and keep account of the rest."""
-        for assignment in sorted(self._snapshot.assignments.values(), key=_age):
-            reason = unfit(self._snapshot, assignment, self._now)
+        """Stop what is dead."""
+        for assignment in sorted(self._fleet.doubtful.values(), key=_age):
+            reason = unfit(self._fleet, assignment, self._now)
             if reason is not None:
-                self.stops.append(Stop(assignment, reason))
-            else:
-                self._add(assignment)
+                self._stop(assignment, reason)
 
     def settle(self, function: FunctionRecord) -> int:
         """Stop what `function` no longer needs and return how many it lacks."""
         demand, current = self.demand_of(function.key), self.current(function.key)
-        outdated = [a for a in self._by_function.get(function.key, ()) if a not in current]
+        outdated = self._outdated(function)
         if outdated and (not demand.busy or any(map(self._serving, current))):
             for assignment in outdated:
                 self._stop(assignment, "a newer generation was deployed")
@@ -156,184 +207,122 @@ class _Draft:
         current.sort(key=lambda a: (not self._serving(a), _age(a)))
         for assignment in current[wanted:]:
             self._stop(assignment, "scaled down")
+        self._note_spare(function)
         if self._now < demand.not_before:
             return 0
         return max(0, wanted - len(current))
 
     def start(self, function: FunctionRecord) -> bool:
         """Start one instance where its first token is predicted soonest, if there is room."""
-        fitting: list[tuple[NodeRecord, str]] = []
-        refusals: dict[str, str] = {}
-        for node in self._snapshot.nodes.values():
-            address = self._free_address(node)
-            refusal = self._refusal(function, node, address)
-            if address is None or refusal is not None:
-                refusals[node.node_id] = refusal or "no listening socket is ready"
-            else:
-                fitting.append((node, address))
-        # What is only expected to be called takes nobody's place.
-        if not fitting and called_for(function, self.demand_of(function.key), self._now):
-            fitting = self._make_room(function)
-        if not fitting:
-            self.shortages.append(self._shortage(function, refusals))
-            return False
-        avoid = self.demand_of(function.key).avoid
-        node, address = min(
-            fitting,
-            key=lambda item: (
-                item[0].node_id in avoid,
-                self._seconds(function, item[0]),
-                len(self._by_node[item[0].node_id]),
-                item[0].node_id,
-            ),
+        demand = self.demand_of(function.key)
+        ask = Ask(
+            function,
+            # What is only expected to be called takes nobody's place.
+            waited=called_for(function, demand, self._now) > 0,
+            avoid=demand.avoid,
+            number=self._number,
         )
+        made = choose(
+            self._fleet,
+            ask,
+            self._now,
+            placing=self._placing,
+            abilities=self._abilities,
+            giving=lambda placed: self._given(placed, function),
+        )
+        chosen = made.chosen
+        if chosen is None:
+            may_pass = not self._fleet.nodes or bool(made.survey.able.any())
+            self._shortages.append(Shortage(function.key, may_pass, made.survey))
+            return False
+        started = None
+        if not chosen.instance_id and all(victim.how == "stop" for victim in chosen.victims):
+            started = self._carry_out(function, chosen)
+        self._decisions.append((made, started))
+        return started is not None
+
+    def _carry_out(self, function: FunctionRecord, chosen: Candidate) -> Assignment:
+        for victim in chosen.victims:
+            self._stop(victim.assignment, f"its place was needed for {function.key}")
+            self._note_spare(self._fleet.functions[victim.assignment.function])
+        address = self._fleet.free_address(chosen.node_id)
+        assert address is not None, "a candidate's node has a spare address"
         assignment = Assignment(
             instance_id=f"{self._epoch}-{self._number}",
             function=function.key,
             generation=function.generation,
-            node_id=node.node_id,
+            node_id=chosen.node_id,
             address=address,
             epoch=self._epoch,
             created_at=self._now,
+            devices=self._fleet.free_devices(chosen.node_id)[: chosen.device_count],
+            source=chosen.peer,
         )
         self._number += 1
-        self.starts.append(assignment)
-        self._used.add(address)
-        self._add(assignment)
-        return True
+        self._starts.append(assignment)
+        self._fleet.put(assignment, self._now, chosen.deadline)
+        self._note_spare(function)
+        return assignment
 
-    def _make_room(self, function: FunctionRecord) -> list[tuple[NodeRecord, str]]:
-        """Stop idle instances on the node where the fewest must go, and return that node."""
-        best: tuple[tuple[int, float, str], NodeRecord, str, list[Assignment]] | None = None
-        for node in self._snapshot.nodes.values():
-            address = self._free_address(node)
-            if address is None:
-                continue
-            victims = self._victims(function, node)
-            if victims is None:
-                continue
-            rank = (len(victims), self._seconds(function, node), node.node_id)
-            if best is None or rank < best[0]:
-                best = (rank, node, address, victims)
-        if best is None:
-            return []
-        for victim in best[3]:
-            self._stop(victim, f"its place was needed for {function.key}")
-        return [(best[1], best[2])]
+    def _outdated(self, function: FunctionRecord) -> list[Assignment]:
+        every = (placed.assignment for placed in self._fleet.of_function(function.key))
+        return sorted((a for a in every if a.generation != function.generation), key=_age)
 
-    def _victims(self, function: FunctionRecord, node: NodeRecord) -> list[Assignment] | None:
-        """The fewest idle instances, those of least worth first, whose end lets it fit."""
-        taken: list[Assignment] = []
-        here = self._by_node[node.node_id]
-        for candidate in sorted(
-            here, key=lambda a: (self._worth(a, node), self._last_active(a), _age(a))
-        ):
-            if not self._may_go(candidate, function, taken):
-                continue
-            taken.append(candidate)
-            if self._fits_without(taken, function, node):
-                break
-        else:
+    def _note_spare(self, function: FunctionRecord) -> None:
+        demand = self.demand_of(function.key)
+        spare = 0
+        if not demand.busy:
+            needed = called_for(function, demand, self._now)
+            spare = max(0, len(self.current(function.key)) - needed) + len(self._outdated(function))
+        self._fleet.note_spare(function.key, spare)
+
+    def _given(
+        self, placed: Placed, function: FunctionRecord
+    ) -> tuple[float, tuple[float, ...]] | None:
+        """What is lost if this idle instance goes to make room for `function`; None: it stays."""
+        assignment = placed.assignment
+        owner = self._fleet.functions.get(assignment.function)
+        if owner is None:
             return None
-        for victim in tuple(taken):
-            others = [a for a in taken if a is not victim]
-            if self._fits_without(others, function, node):
-                taken = others
-        return taken
-
-    def _fits_without(
-        self, going: list[Assignment], function: FunctionRecord, node: NodeRecord
-    ) -> bool:
-        left = [a for a in self._by_node[node.node_id] if a not in going]
-        return self._lack(function, node, left) is None
-
-    def _may_go(
-        self, candidate: Assignment, function: FunctionRecord, taken: list[Assignment]
-    ) -> bool:
-        owner = self._snapshot.functions[candidate.function]
-        if candidate.generation != owner.generation:
+        demand = self.demand_of(owner.key)
+        if assignment.generation != owner.generation:
             # Its successor waits for this place, or nobody waits for it at all.
-            return owner.key == function.key or not self.demand_of(owner.key).busy
-        if owner.key == function.key or self.demand_of(owner.key).busy:
-            return False
-        going = sum(a.function == owner.key for a in taken)
-        left = len(self.current(owner.key)) - going
-        return left > called_for(owner, self.demand_of(owner.key), self._now)
-
-    def _refusal(
-        self, function: FunctionRecord, node: NodeRecord, address: str | None
-    ) -> str | None:
-        lack = self._lack(function, node, self._by_node[node.node_id])
-        return lack or ("no listening socket is ready" if address is None else None)
-
-    def _lack(
-        self, function: FunctionRecord, node: NodeRecord, here: list[Assignment]
-    ) -> str | None:
-        """What `node`, running `here`, lacks to take one more instance of `function`."""
-        if len(here) >= node.instances_maximum:
-            return f"{len(here)} of {node.instances_maximum} instances are in use"
-        if function.checkpoint is None:
+            may_go = owner.key == function.key or not demand.busy
+        elif owner.key == function.key or demand.busy:
+            may_go = False
+        else:
+            current = self.current(owner.key)
+            here = [a for a in current if a.node_id == assignment.node_id]
+            may_go = here.index(assignment) < len(current) - called_for(owner, demand, self._now)
+        if not may_go:
             return None
-        pinned = {ref.digest: ref for ref in map(self._checkpoint, here) if ref is not None}
-        pinned[function.checkpoint.digest] = function.checkpoint
-        pool_bytes = sum(_pool_bytes(ref) for ref in pinned.values())
-        if pool_bytes > node.dram_bytes:
-            return f"its weights need {pool_bytes} B of a pool of {node.dram_bytes} B with the rest"
-        return None
-
-    def _shortage(self, function: FunctionRecord, refusals: dict[str, str]) -> Shortage:
-        nodes = self._snapshot.nodes.values()
-        may_pass = not nodes or any(self._lack(function, node, []) is None for node in nodes)
-        return Shortage(function.key, tuple(sorted(refusals.items())), may_pass)
-
-    def _free_address(self, node: NodeRecord) -> str | None:
-        return next((a for a in node.spare_addresses if a not in self._used), None)
-
-    def _seconds(self, function: FunctionRecord, node: NodeRecord) -> float:
-        here = self._by_node[node.node_id]
-        loading = [self._checkpoint(a) for a in here if not self._serving(a)]
-        queue = [ref for ref in loading if ref is not None]
-        return estimate(function, node, self._snapshot.residents, queue).seconds
+        weight_bytes = placed.checkpoint.weight_bytes if placed.checkpoint else 0
+        seconds = demand.start_seconds
+        seconds += weight_bytes / float(self._fleet.rows.ssd_bandwidth[placed.row])
+        # Greedy-dual, with a rate that ages by itself in place of the clock.
+        rate = demand.rate(self._now)
+        cost = waiting_cost(seconds, noticed=placed.checkpoint is not None)
+        worth = greedy_dual(0.0, rate, cost, INSTANCE_BYTES + weight_bytes)
+        kept_seconds = min(demand.retention.keep_seconds, KEPT_SECONDS_MAXIMUM)
+        loss = seconds * -math.expm1(-rate * kept_seconds)
+        return loss, (worth, demand.last_active, assignment.created_at)
 
     def _start_seconds(self, function: FunctionRecord) -> float:
-        nodes = self._snapshot.nodes.values()
-        return min((self._seconds(function, node) for node in nodes), default=0.0)
-
-    def _worth(self, assignment: Assignment, node: NodeRecord) -> float:
-        """The cost of waiting that keeping it will probably save, per second and byte.
-
-        Greedy-dual, with a rate that ages by itself in place of the clock.
-        """
-        demand, checkpoint = self.demand_of(assignment.function), self._checkpoint(assignment)
-        weight_bytes = checkpoint.weight_bytes if checkpoint else 0
-        load_seconds = weight_bytes / (node.ssd_bandwidth or SSD_BANDWIDTH_DEFAULT)
-        seconds = demand.start_seconds + load_seconds
-        cost = waiting_cost(seconds, noticed=checkpoint is not None)
-        return greedy_dual(0.0, demand.rate(self._now), cost, INSTANCE_BYTES + weight_bytes)
-
-    def _checkpoint(self, assignment: Assignment) -> CheckpointRef | None:
-        return self._snapshot.functions[assignment.function].checkpoint
+        """How long the soonest start would take now, if every node had room."""
+        rows = self._fleet.rows
+        present = rows.present[: rows.size]
+        if not present.any():
+            return 0.0
+        predicted = forecast(self._fleet, function, self._now, peers=self._abilities.peers)
+        return float(predicted.seconds[present].min())
 
     def _serving(self, assignment: Assignment) -> bool:
-        instance = self._snapshot.instances.get(assignment.instance_id)
-        return instance is not None and instance.state == "serving"
-
-    def _last_active(self, assignment: Assignment) -> float:
-        return self.demand_of(assignment.function).last_active
-
-    def _add(self, assignment: Assignment) -> None:
-        self._by_function.setdefault(assignment.function, []).append(assignment)
-        self._by_node[assignment.node_id].append(assignment)
+        return self._fleet.serving(assignment.instance_id)
 
     def _stop(self, assignment: Assignment, reason: str) -> None:
-        self.stops.append(Stop(assignment, reason))
-        self._by_function[assignment.function].remove(assignment)
-        self._by_node[assignment.node_id].remove(assignment)
+        self._stops.append(Stop(assignment, reason))
+        self._fleet.drop(assignment, self._now)
 
 
 def _age(assignment: Assignment) -> tuple[float, str]:
     return assignment.created_at, assignment.instance_id
-
-
-def _pool_bytes(checkpoint: CheckpointRef) -> int:
-    return math.ceil(checkpoint.weight_bytes / CHUNK_BYTES) * CHUNK_BYTES

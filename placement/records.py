@@ -64,10 +64,20 @@ class Scaling:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceNeed:
+    """`count` devices of one kind on one node; `cpu` means that none is needed."""
+
+    kind: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class FunctionRecord:
     """One deployed function. `created_at` is in seconds since the epoch (wall clock).
 
-    `replicas_requested` is what a client last asked for by scale-function, if it did.
+    `replicas_requested` is what a client last asked for by scale-function, if it did. An instance
+    runs on any one of `devices`, and on any node without one. Of what waits, the highest
+    `priority` goes first; a start is promised within `slo_ttft_seconds`, if that is stated.
     """
 
     name: str
@@ -93,6 +103,9 @@ class FunctionRecord:
     replicas_requested: int | None = None
     created_at: float = 0.0
     generation: int = 1
+    devices: tuple[DeviceNeed, ...] = ()
+    priority: int = 0
+    slo_ttft_seconds: float | None = None
 
     @property
     def key(self) -> str:
@@ -121,6 +134,8 @@ class ImageRecord:
 class NodeRecord:
     """One node agent. Bandwidths are measured, in bytes per second (0: not yet known).
 
+    `peer_bandwidth` is what it receives from and sends to another node, `device_bandwidth` what
+    each of its `device_count` devices of `device_kind` takes in. `zone` is what fails together.
     `spare_addresses` are `host:port` of listening sockets that no instance owns yet; the
     planner gives one to a client while its command to the agent still travels. `sandbox` names
     what functions are held by on this node.
@@ -138,6 +153,11 @@ class NodeRecord:
     init_seconds: float = 0.0
     zygote_ready: bool = False
     sandbox: tuple[str, ...] = ()
+    peer_bandwidth: float = 0.0
+    device_bandwidth: float = 0.0
+    device_kind: str = "cpu"
+    device_count: int = 0
+    zone: str = ""
 
     @property
     def path(self) -> str:
@@ -160,7 +180,11 @@ class ResidentRecord:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """The leader's order that a node run an instance at an address it announced as spare."""
+    """The leader's order that a node run an instance at an address it announced as spare.
+
+    `devices` are the numbers of the node's devices that it may use; `source` is the node that the
+    leader expects to send the weights, if it is a peer.
+    """
 
     instance_id: str
     function: str
@@ -169,6 +193,8 @@ class Assignment:
     address: str
     epoch: int
     created_at: float
+    devices: tuple[int, ...] = ()
+    source: str = ""
 
     @property
     def path(self) -> str:
@@ -197,6 +223,10 @@ class InstanceRecord:
     @property
     def path(self) -> str:
         return f"/instances/{self.node_id}/{self.instance_id}"
+
+
+# What a decision on instances rests on.
+Record = FunctionRecord | NodeRecord | ResidentRecord | InstanceRecord | Assignment
 
 
 @dataclass(frozen=True, slots=True)

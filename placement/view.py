@@ -8,7 +8,7 @@ take them back.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from threading import Condition
 from types import MappingProxyType
@@ -25,6 +25,7 @@ from stoker.placement.records import (
     InstanceRecord,
     LeaderRecord,
     NodeRecord,
+    Record,
     ResidentRecord,
     decode,
 )
@@ -88,6 +89,18 @@ class Snapshot:
             object.__setattr__(self, "instance_index", _by_function(self.instances.values()))
         if self.assignment_index is None:
             object.__setattr__(self, "assignment_index", _by_function(self.assignments.values()))
+
+    def records(self) -> Iterator[Record]:
+        """Everything that a decision on instances reads."""
+        tables: tuple[Mapping[Any, Record], ...] = (
+            self.functions,
+            self.nodes,
+            self.residents,
+            self.instances,
+            self.assignments,
+        )
+        for table in tables:
+            yield from table.values()
 
     def instances_of(self, function_key: str) -> tuple[InstanceRecord, ...]:
         """Every instance of the function, in the order of their ids."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
+from stoker.placement.fleet import Fleet
 from stoker.placement.plan import Plan, plan
 from stoker.placement.records import (
     Assignment,
@@ -81,8 +83,16 @@ def snapshot(
     )
 
 
-def decide(seen: Snapshot, demand: dict[str, Demand] | None = None, **fields: Any) -> Plan:
-    return plan(seen, demand or {}, NOW, **{"epoch": 7, **fields})
+def decide(
+    seen: Snapshot,
+    demand: dict[str, Demand] | None = None,
+    resting: Iterable[str] = (),
+    **fields: Any,
+) -> Plan:
+    fleet = Fleet(seen.records(), NOW)
+    for address in resting:
+        fleet.hold_address(address)
+    return plan(fleet, demand or {}, NOW, **{"epoch": 7, **fields})
 
 
 def stopped(made: Plan) -> dict[str, str]:

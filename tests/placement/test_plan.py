@@ -23,7 +23,8 @@ from harness.plans import (
     snapshot,
     stopped,
 )
-from stoker.placement.estimate import estimate
+from stoker.placement.fleet import Fleet
+from stoker.placement.forecast import forecast
 from stoker.placement.plan import ANNOUNCE_SECONDS, Plan
 from stoker.placement.records import Assignment, InstanceState, NodeRecord, ResidentRecord
 from stoker.placement.scale import Demand
@@ -113,7 +114,7 @@ def test_an_address_that_is_assigned_in_use_or_resting_is_not_given_out() -> Non
 def test_a_shortage_says_what_each_node_lacks(nodes: list[NodeRecord], refusal: str) -> None:
     made = decide(snapshot([function(checkpoint=MODEL)], nodes), {"f.ns": QUEUED})
     assert made.starts == ()
-    ((node_id, why),) = made.shortages[0].refusals
+    ((node_id, why),) = made.shortages[0].refusals()
     assert (node_id, made.shortages[0].function) == ("n", "f.ns")
     assert refusal in why
 
@@ -161,7 +162,7 @@ def test_a_busy_function_or_a_minimum_does_not_make_room() -> None:
     seen = snapshot([f, busy, warm], [node(instances_maximum=2)], running)
     made = decide(seen, {"f.ns": QUEUED, "busy.ns": Demand(in_flight=1, last_needed=(NOW,))})
     assert (made.starts, made.stops) == ((), ())
-    assert made.shortages[0].refusals == (("n", "2 of 2 instances are in use"),)
+    assert made.shortages[0].refusals() == (("n", "2 of 2 instances are in use"),)
 
 
 @pytest.mark.parametrize(
@@ -334,5 +335,6 @@ def test_the_least_predicted_time_wins(dram: list[int], ssd: list[int]) -> None:
     ]
     seen = snapshot([f], nodes, residents=residents)
     (start,) = decide(seen, {"f.ns": QUEUED}).starts
-    times = {n.node_id: estimate(f, n, seen.residents).seconds for n in nodes}
+    fleet = Fleet(seen.records(), NOW)
+    times = dict(zip(fleet.rows.ids, forecast(fleet, f, NOW).seconds, strict=True))
     assert times[start.node_id] == min(times.values())

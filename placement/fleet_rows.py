@@ -1,0 +1,148 @@
+"""One row of numbers for each node. A row keeps its number as long as something refers to it."""
+
+from __future__ import annotations
+
+import bisect
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stoker.placement.link_queues import LinkQueues
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+_ROWS_FIRST = 16
+_COLUMNS: dict[str, type] = {
+    "present": np.bool_,
+    "rank": np.int64,
+    "slots": np.int64,
+    "slots_used": np.int64,
+    "spares": np.int64,
+    "pool_bytes": np.int64,
+    "pinned_bytes": np.int64,
+    "devices_free": np.int64,
+    "devices": np.int64,
+    "kind": np.int64,
+    "zone": np.int64,
+    "process_seconds": np.float64,
+    "ssd_bandwidth": np.float64,
+    "store_bandwidth": np.float64,
+    "peer_bandwidth": np.float64,
+    "device_bandwidth": np.float64,
+    "idle": np.int64,
+    "frees_at": np.float64,
+    "least_tokens": np.float64,
+}
+
+
+class Rows:
+    """The columns; the rows from `size` on mean nothing. `rank` is the node's place by its id.
+
+    Bandwidths are in bytes per second, with a default where a node has measured none; `kind` and
+    `zone` are codes of `kinds` and `zones`. `idle` counts the instances of functions that have
+    some to spare; `frees_at` is when the first busy one is expected to be done, `least_tokens` the
+    smallest work that can be moved, both infinite where none is known.
+    """
+
+    present: Bools
+    rank: Ints
+    slots: Ints
+    slots_used: Ints
+    spares: Ints
+    pool_bytes: Ints
+    pinned_bytes: Ints
+    devices_free: Ints
+    devices: Ints
+    kind: Ints
+    zone: Ints
+    process_seconds: Floats
+    ssd_bandwidth: Floats
+    store_bandwidth: Floats
+    peer_bandwidth: Floats
+    device_bandwidth: Floats
+    idle: Ints
+    frees_at: Floats
+    least_tokens: Floats
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.queues = LinkQueues()
+        self.kinds = Codes()
+        self.zones = Codes()
+        self.ids: list[str] = []
+        self._number: dict[str, int] = {}
+        self._uses: list[int] = []
+        self._free: list[int] = []
+        self._sorted: list[str] = []
+        self._capacity = 0
+        for name, kind in _COLUMNS.items():
+            setattr(self, name, np.zeros(0, kind))
+
+    def number(self, node_id: str) -> int | None:
+        return self._number.get(node_id)
+
+    def hold(self, node_id: str) -> int:
+        """The node's row, made if need be; `release` once for each call."""
+        row = self._number.get(node_id)
+        if row is None:
+            row = self._make(node_id)
+        self._uses[row] += 1
+        return row
+
+    def release(self, row: int) -> None:
+        self._uses[row] -= 1
+        if self._uses[row] > 0:
+            return
+        node_id = self.ids[row]
+        del self._number[node_id]
+        place = bisect.bisect_left(self._sorted, node_id)
+        del self._sorted[place]
+        self.rank[self.rank > place] -= 1
+        for name in _COLUMNS:
+            getattr(self, name)[row] = 0
+        self._free.append(row)
+
+    def _make(self, node_id: str) -> int:
+        if self._free:
+            row = self._free.pop()
+            self.ids[row] = node_id
+        else:
+            row = self.size
+            self.size += 1
+            self.ids.append(node_id)
+            self._uses.append(0)
+        if self.size > self._capacity:
+            self._grow(max(_ROWS_FIRST, 2 * self._capacity))
+        self._number[node_id] = row
+        place = bisect.bisect_left(self._sorted, node_id)
+        self._sorted.insert(place, node_id)
+        self.rank[: self.size][self.rank[: self.size] >= place] += 1
+        self.rank[row] = place
+        self.frees_at[row] = self.least_tokens[row] = math.inf
+        return row
+
+    def _grow(self, capacity: int) -> None:
+        for name in _COLUMNS:
+            setattr(self, name, np.pad(getattr(self, name), (0, capacity - self._capacity)))
+        self.queues.grow(capacity)
+        self._capacity = capacity
+
+
+class Codes:
+    """Small numbers for names, given in the order in which they come."""
+
+    def __init__(self) -> None:
+        self._codes: dict[str, int] = {}
+
+    def __call__(self, name: str) -> int:
+        return self._codes.setdefault(name, len(self._codes))
+
+    def known(self, name: str) -> int | None:
+        return self._codes.get(name)
+
+    @property
+    def count(self) -> int:
+        return len(self._codes)

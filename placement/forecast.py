@@ -1,0 +1,180 @@
+"""What a start of one function would take on every node at once: the estimate over columns."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stoker.placement.estimate import (
+    PREFILL_SECONDS,
+    Source,
+    Stages,
+    missing_bytes,
+    overlapped_seconds,
+    serial_seconds,
+)
+from stoker.placement.fleet import Fleet
+from stoker.placement.fleet_rows import Floats, Ints
+from stoker.placement.link_queues import Link
+from stoker.placement.records import CheckpointRef, FunctionRecord
+
+NO_PEER = -1
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds of each stage on each row; `peer` is the row that would send what is missing.
+
+    The links' stages include what is queued before; `queued` and `bottleneck` are the terms of
+    `q + n / b`. `overlapped` says which of the two estimates `seconds` is made by.
+    """
+
+    process: Floats
+    ssd: Floats
+    net: Floats
+    device: Floats
+    prefill: float
+    peer: Ints
+    queued: Floats
+    bottleneck: Floats
+    tier: Ints
+    overlapped: bool
+
+    @functools.cached_property
+    def seconds(self) -> Floats:
+        """Seconds to the first token where the room is already there."""
+        return np.asarray(self.after(0.0))
+
+    def after(self, room_seconds: Any, at: slice | int = slice(None)) -> Any:
+        """Seconds to the first token, when the place is free in `room_seconds`, on row `at`."""
+        if not self.overlapped:
+            terms = self.queued[at], self.bottleneck[at]
+            return serial_seconds(room_seconds, *terms, self.prefill)
+        links = self.ssd[at], self.net[at], self.device[at]
+        return overlapped_seconds(self.process[at], room_seconds, *links, self.prefill)
+
+    def source(self, row: int) -> Source:
+        """Where the slowest part of the weights comes from."""
+        ssd, net = float(self.ssd[row]), float(self.net[row])
+        if max(ssd, net) == 0.0:
+            return "dram"
+        if ssd > net:
+            return "ssd"
+        return "remote" if self.peer[row] == NO_PEER else "peer"
+
+    def stages(self, row: int, room_seconds: float = 0.0) -> Stages:
+        return Stages(
+            room=room_seconds,
+            process=float(self.process[row]),
+            ssd=float(self.ssd[row]),
+            net=float(self.net[row]),
+            device=float(self.device[row]),
+            prefill=self.prefill,
+            source=self.source(row),
+        )
+
+
+def forecast(
+    fleet: Fleet,
+    function: FunctionRecord,
+    now: float,
+    *,
+    overlapped: bool = True,
+    peers: bool = True,
+) -> Forecast:
+    """Predict a start of `function` on every row; rows without a node mean nothing.
+
+    `peers` says whether nodes may send weights to each other; `overlapped`, which estimate counts.
+    """
+    rows, size = fleet.rows, fleet.rows.size
+    process = fleet.process_seconds(function.key)
+    zeros = np.zeros(size)
+    nobody = np.full(size, NO_PEER)
+    ref = function.checkpoint
+    if ref is None:
+        return Forecast(process, zeros, zeros, zeros, 0.0, nobody, zeros, zeros, nobody, overlapped)
+    held, dram, ssd = fleet.holdings.columns(ref.digest)
+    from_ssd = np.zeros(size, np.int64)
+    from_afar = np.full(size, ref.weight_bytes)
+    from_ssd[held], from_afar[held] = missing_bytes(ref.weight_bytes, dram, ssd)
+    ssd_wait, net_wait, device_wait = (
+        rows.queues.seconds(link, size, now) for link in (Link.SSD, Link.NET, Link.DEVICE)
+    )
+    bandwidth = rows.store_bandwidth[:size]
+    net_seconds = net_wait + from_afar / bandwidth
+    peer = nobody
+    if peers and len(held):
+        net_seconds, bandwidth, peer = _from_peers(
+            fleet, ref, from_afar, net_wait, net_seconds, now
+        )
+    to_device = ref.weight_bytes / rows.device_bandwidth[:size]
+    ssd_load = from_ssd / rows.ssd_bandwidth[:size]
+    ssd_seconds = np.where(from_ssd > 0, ssd_wait + ssd_load, 0.0)
+    net_seconds = np.where(from_afar > 0, net_seconds, 0.0)
+    for row in fleet.holdings.loading(ref.digest):
+        # On its way already: what is left of it, behind the loads before it.
+        ssd_seconds[row] = _on_its_way(rows.queues.apart(Link.SSD, row, ref.digest, now))
+        net_seconds[row] = _on_its_way(rows.queues.apart(Link.NET, row, ref.digest, now))
+    tier = (from_ssd > 0) + 2 * (from_afar > 0)
+    queued = np.maximum(np.where(tier == 1, ssd_wait, 0.0), np.where(tier > 1, net_wait, 0.0))
+    slowest = np.minimum(
+        rows.device_bandwidth[:size],
+        np.where(tier > 1, bandwidth, np.where(tier == 1, rows.ssd_bandwidth[:size], math.inf)),
+    )
+    return Forecast(
+        process=process,
+        ssd=ssd_seconds,
+        net=net_seconds,
+        device=device_wait + to_device,
+        prefill=PREFILL_SECONDS,
+        peer=peer,
+        queued=np.maximum(queued, device_wait),
+        bottleneck=ref.weight_bytes / slowest,
+        tier=np.minimum(tier, 2),
+        overlapped=overlapped,
+    )
+
+
+def _on_its_way(own_and_others: tuple[float, float]) -> float:
+    own, others = own_and_others
+    return own + others if own > 0.0 else 0.0
+
+
+def _from_peers(
+    fleet: Fleet,
+    ref: CheckpointRef,
+    from_afar: Ints,
+    net_wait: Floats,
+    from_store: Floats,
+    now: float,
+) -> tuple[Floats, Floats, Ints]:
+    """(seconds, bandwidth, sender's row or none) by the best of the store and every peer."""
+    rows, size = fleet.rows, fleet.rows.size
+    seconds, bandwidth = from_store, rows.store_bandwidth[:size]
+    peer = np.full(size, NO_PEER)
+    sending = rows.queues.seconds(Link.OUT, size, now)
+    for sender, outgoing in _senders(fleet, ref, sending):
+        rate = np.minimum(rows.peer_bandwidth[:size], outgoing)
+        by_peer = np.maximum(net_wait, float(sending[sender])) + from_afar / rate
+        better = by_peer < seconds
+        better[sender] = False
+        seconds = np.where(better, by_peer, seconds)
+        bandwidth = np.where(better, rate, bandwidth)
+        peer[better] = sender
+    return seconds, bandwidth, peer
+
+
+def _senders(fleet: Fleet, ref: CheckpointRef, sending: Floats) -> list[tuple[int, float]]:
+    """(row, bytes per second) of the peers that hold all of it, without those that another one
+    beats both in what it must send before and in how fast it sends.
+    """
+    held, rate = fleet.holdings.senders(ref)
+    order = np.lexsort((fleet.rows.rank[held], -rate, sending[held]))
+    held, rate = held[order], rate[order]
+    best_before = np.maximum.accumulate(np.concatenate(([0.0], rate)))[:-1]
+    best = rate > best_before
+    return list(zip(held[best].tolist(), rate[best].tolist(), strict=True))
