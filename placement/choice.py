@@ -231,14 +231,13 @@ class _Choice:
                 # It gives its place to its successor, also while it is busy.
                 soonest[placed.row] = 0.0
         frees_in = np.maximum(0.0, rows.frees_at[:size] - self._now)
-        busy = np.isfinite(rows.frees_at[:size])
         if placing.waits:
             soonest = np.minimum(soonest, frees_in)
         if placing.migrates and self._abilities.migrate:
             moved = RESUME_SECONDS + RESUME_SECONDS_PER_TOKEN * rows.least_tokens[:size]
             soonest = np.minimum(soonest, moved)
         if placing.preempts and self._abilities.preempt:
-            soonest = np.where(busy, 0.0, soonest)
+            soonest = np.where(rows.busy[:size] > 0, 0.0, soonest)
         may = np.asarray(blocked & np.isfinite(soonest))
         cost[may] = self._forecast.after(np.where(may, soonest, 0.0))[may]
         return may

@@ -6,34 +6,31 @@ released; so two decisions never use the same address, and what is starting is n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from threading import Event, RLock, Thread
 from typing import Protocol
 
 import structlog
 
-from stoker.placement.demand import DemandLedger
 from stoker.placement.errors import (
     CoordinationLost,
     Fenced,
     FunctionNotFound,
-    InstanceLost,
     NoCapacity,
-    StartFailed,
     StokerError,
     Unavailable,
 )
 from stoker.placement.failures import refusal
-from stoker.placement.fleet import Fleet
 from stoker.placement.histogram import BIN_SECONDS
 from stoker.placement.names import split_function_name
+from stoker.placement.picture import Picture
 from stoker.placement.plan import Plan, plan, usable
 from stoker.placement.records import (
-    Assignment,
     DemandReport,
     FunctionRecord,
-    InstanceRecord,
     PlaceAnswer,
     PlaceRequest,
     encode,
@@ -47,8 +44,8 @@ CLOSE_SECONDS = 10.0
 # What a client is told to wait: for an election, for a socket or a place to become free.
 ELECTION_RETRY_SECONDS = 1.0
 CAPACITY_RETRY_SECONDS = 5.0
-# An address whose instance ended stays unused until its node stopped announcing it, or so long.
-ADDRESS_REST_SECONDS = 60.0
+# So many functions are looked at in one piece, so that who asks for a place hardly waits for it.
+SWEEP_FUNCTIONS = 32
 # How many nodes' reasons an error names.
 REFUSALS_MAXIMUM = 8
 
@@ -103,12 +100,14 @@ class Controller:
         self._view = view
         self._clock = clock
         self._log = _log.bind(leader=identity)
-        # Guards the term, the ledger and the resting addresses, and makes decisions one by one.
+        # Guards the term, the picture and what is touched, and makes decisions one by one.
         self._lock = RLock()
         self._term: _Term | None = None
-        self._ledger = DemandLedger(bin_seconds)
+        self._picture = Picture(view, bin_seconds)
         self._tick_seconds = min(TICK_SECONDS, bin_seconds)
-        self._resting: dict[str, tuple[str, float]] = {}
+        # Functions that lack something: those that changed, and those for which there was no room.
+        self._touched: set[str] = set()
+        self._short: set[str] = set()
         self._wake = Event()
         self._closed = Event()
         self._thread = Thread(target=self._run, name="placement-controller", daemon=True)
@@ -158,10 +157,10 @@ class Controller:
             if asked.in_flight + asked.queued == 0:
                 asked = replace(asked, queued=1, idle_seconds=0.0)
             self._follow(now)
-            self._ledger.hear_one(request.gateway_id, function, asked, now)
+            self._picture.ledger.hear_one(request.gateway_id, function, asked, now)
             made = None
-            if not self._ledger.given_up(function.key) and self._lacks(function, now):
-                made = self._reconcile(term, now)
+            if not self._picture.ledger.given_up(function.key) and self._lacks(function, now):
+                made = self._decide(term, {function.key}, now)
             found = usable(self._view.snapshot(), function.key, now)
             if found:
                 return PlaceAnswer(found)
@@ -173,27 +172,61 @@ class Controller:
             self._leading_term()
             now = self._clock()
             self._follow(now)
-            functions = self._view.snapshot().functions
-            self._ledger.hear(report.gateway_id, report.functions, functions, now)
+            picture = self._picture
+            functions = picture.fleet.functions
+            turned = picture.ledger.hear(report.gateway_id, report.functions, functions, now)
+            picture.note_spares(turned, now)
+            self._touched |= {
+                key
+                for key, asked in report.functions.items()
+                if asked.in_flight + asked.queued > 0
+                and key in functions
+                and self._lacks(functions[key], now)
+            }
         self._wake.set()
 
-    def reconcile(self) -> Plan | None:
-        """Bring the assignments to what demand and nodes call for; None if not leading."""
+    def reconcile(self) -> bool:
+        """Bring all assignments to what demand and nodes call for; False if not leading."""
         with self._lock:
             term = self._term
             if term is None or (term.paused and not self._resume(term, fresh=False)):
-                return None
-            return self._reconcile(term, self._clock())
+                return False
+            self._react(term)
+            keys = sorted(self._picture.fleet.functions)
+        for first in range(0, len(keys), SWEEP_FUNCTIONS):
+            with self._lock:
+                if self._term is not term or term.paused:
+                    return False
+                self._follow(self._clock())
+                self._decide(term, keys[first : first + SWEEP_FUNCTIONS], self._clock())
+        return True
+
+    def react(self) -> None:
+        """Decide for what changed since the last decision, and for what found no room then."""
+        with self._lock:
+            term = self._term
+            if term is not None and not term.paused:
+                self._react(term)
+
+    def _react(self, term: _Term) -> None:
+        now = self._clock()
+        self._follow(now)
+        self._decide(term, self._touched, now)
 
     def _run(self) -> None:
+        swept_at = -math.inf
         while not self._closed.is_set():
             # The tick is for what no change tells: that time has passed.
-            self._wake.wait(self._tick_seconds)
+            self._wake.wait(max(0.0, swept_at + self._tick_seconds - time.monotonic()))
             self._wake.clear()
             if self._closed.is_set():
                 return
             try:
-                self.reconcile()
+                if time.monotonic() - swept_at >= self._tick_seconds:
+                    swept_at = time.monotonic()
+                    self.reconcile()
+                else:
+                    self.react()
             except StokerError as error:
                 self._log.warning("reconcile_failed", code=error.code, cause=error.cause)
             except Exception:  # noqa: BLE001 - the loop outlives a bug in one decision
@@ -206,12 +239,12 @@ class Controller:
         except CoordinationLost as error:
             self._log.warning("store_unreachable", cause=error.cause)
             return False
+        now = self._clock()
         if fresh:
-            snapshot = self._view.snapshot()
-            existing = {key: len(snapshot.assignments_of(key)) for key in snapshot.functions}
-            versions = snapshot.function_versions
-            self._ledger.begin(existing, versions, snapshot.failures, self._clock())
-            self._resting.clear()
+            self._picture.forget_demand(now)
+        # What was decided and not carried out is in the columns, but not in the store.
+        self._touched = set(self._picture.draw_anew(now).functions)
+        self._short = set()
         term.paused = False
         return True
 
@@ -248,65 +281,30 @@ class Controller:
 
     def _lacks(self, function: FunctionRecord, now: float) -> bool:
         """Whether there is less than the demand calls for: only then is a plan worth making."""
-        snapshot = self._view.snapshot()
-        found = usable(snapshot, function.key, now)
+        found = usable(self._view.snapshot(), function.key, now)
         current = [a for a in found if a.generation == function.generation]
-        demand = self._ledger.demand_of(function.key, now)
+        demand = self._picture.ledger.demand_of(function.key, now)
         return len(current) < startable(function, demand, now)
 
     def _follow(self, now: float) -> None:
-        snapshot = self._view.snapshot()
-        self._ledger.follow(snapshot.functions, snapshot.function_versions, now)
-        ordered = [
-            (assignment, snapshot.instances[instance_id])
-            for instance_id, assignment in sorted(snapshot.assignments.items())
-            if instance_id in snapshot.instances
-        ]
-        self._ledger.serve((pair for pair in ordered if pair[1].state == "serving"), now)
-        for assignment, instance in ordered:
-            if instance.state == "failed":
-                self._note_failure(snapshot, assignment, instance, now)
+        touched, more_room = self._picture.follow(now)
+        self._touched |= touched
+        if more_room:
+            self._touched |= self._short
 
-    def _note_failure(
-        self, snapshot: Snapshot, assignment: Assignment, instance: InstanceRecord, now: float
-    ) -> None:
-        function = snapshot.functions.get(instance.function)
-        if function is None or function.generation != instance.generation:
-            return
-        name, node_id = instance.instance_id, instance.node_id
-        if instance.failure:
-            error = StokerError.from_wire(instance.failure)
-        else:
-            error = StartFailed(f"The instance {name} on node {node_id} gave no reason to end.")
-        if isinstance(error, InstanceLost):
-            # It was ready and took requests: nothing holds the next start back.
-            self._ledger.succeeded(assignment)
-        elif self._ledger.failed(instance, error, now):
-            self._log.warning(
-                "instance_failed",
-                function=function.key,
-                node=node_id,
-                instance=name,
-                code=error.code,
-                cause=error.cause,
-            )
-
-    def _reconcile(self, term: _Term, now: float) -> Plan:
-        self._follow(now)
-        snapshot = self._view.snapshot()
-        self._release_addresses(snapshot, now)
-        fleet = Fleet(snapshot.records(), now)
-        for address in self._resting:
-            fleet.hold_address(address)
+    def _decide(self, term: _Term, keys: Iterable[str], now: float) -> Plan:
+        """Decide for these functions, and commit."""
+        picture, keys = self._picture, tuple(keys)
         made = plan(
-            fleet,
-            {key: self._ledger.demand_of(key, now) for key in snapshot.functions},
+            picture.fleet,
+            picture.demands(now),
             now,
             epoch=term.epoch,
             first_number=term.next_number,
+            only=[key for key in keys if key in picture.fleet.functions],
         )
         try:
-            self._commit_failures(term, snapshot)
+            self._commit_failures(term, self._view.snapshot())
             self._commit(term, made, now)
         except Fenced:
             self._log.warning("leading_ended_by_fence", epoch=term.epoch)
@@ -317,11 +315,14 @@ class Controller:
             self._log.warning("leading_paused", epoch=term.epoch, cause=error.cause)
             term.paused = True
             raise
+        self._touched.difference_update(keys)
+        self._short.difference_update(keys)
+        self._short.update(shortage.function for shortage in made.shortages)
         return made
 
     def _commit_failures(self, term: _Term, snapshot: Snapshot) -> None:
         """Write the failures that changed, for who asks why and for the next leader."""
-        known = self._ledger.failures()
+        known = self._picture.ledger.failures()
         for key, failure in known.items():
             if snapshot.failures.get(key) != failure:
                 value = encode(failure)
@@ -338,7 +339,7 @@ class Controller:
         for stop in made.stops:
             assignment = stop.assignment
             self._store.delete(assignment.path, fence=term.fence)
-            self._resting[assignment.address] = (assignment.node_id, now)
+            self._picture.rest(assignment, now)
             self._view.apply(Change(assignment.path, None))
             self._log.info(
                 "instance_stopped",
@@ -359,18 +360,8 @@ class Controller:
                 address=start.address,
             )
 
-    def _release_addresses(self, snapshot: Snapshot, now: float) -> None:
-        for address, (node_id, since) in tuple(self._resting.items()):
-            node = snapshot.nodes.get(node_id)
-            if (
-                node is None
-                or address not in node.spare_addresses
-                or now - since >= ADDRESS_REST_SECONDS
-            ):
-                del self._resting[address]
-
     def _refusal(self, function: FunctionRecord, made: Plan | None, now: float) -> StokerError:
-        failure = self._ledger.failure_of(function.key, now)
+        failure = self._picture.ledger.failure_of(function.key, now)
         if failure is not None:
             return refusal(failure, now)
         shortages = made.shortages if made else ()

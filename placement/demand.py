@@ -7,7 +7,7 @@ one moment for each instance up to its maximum, a histogram of idle times and th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from stoker.placement.errors import StokerError
@@ -57,7 +57,7 @@ class DemandLedger:
         self._calls = Arrivals(LADDERS_ARRIVALS)
         self._reports: dict[str, dict[str, tuple[FunctionDemand, float]]] = {}
         self._memories: dict[str, _Memory] = {}
-        self._serving_since: dict[str, float] = {}
+        self._settling: dict[str, tuple[Assignment, float]] = {}
 
     def begin(
         self,
@@ -74,7 +74,7 @@ class DemandLedger:
         for key in self._memories:
             self._forget(key)
         self._reports.clear()
-        self._serving_since.clear()
+        self._settling.clear()
         self._memories = {
             key: _Memory(self._unknown, [now] * count, versions.get(key))
             for key, count in existing.items()
@@ -106,9 +106,12 @@ class DemandLedger:
         demands: Mapping[str, FunctionDemand],
         functions: Mapping[str, FunctionRecord],
         now: float,
-    ) -> None:
-        """Take a gateway's full report; functions that it does not name have no requests."""
-        self._reports.pop(gateway_id, None)
+    ) -> set[str]:
+        """Take a gateway's full report; functions that it does not name have no requests.
+
+        The functions that became busy or idle there are returned.
+        """
+        before = self._reports.pop(gateway_id, {})
         while len(self._reports) >= GATEWAYS_MAXIMUM:
             self._reports.pop(next(iter(self._reports)))
         self._reports[gateway_id] = {
@@ -116,6 +119,8 @@ class DemandLedger:
         }
         for key in self._reports[gateway_id]:
             self._remember(functions[key], demands[key], now)
+        was_busy = {key for key, (demand, _) in before.items() if _busy(demand)}
+        return was_busy ^ {key for key, demand in demands.items() if _busy(demand)}
 
     def hear_one(
         self, gateway_id: str, function: FunctionRecord, demand: FunctionDemand, now: float
@@ -159,18 +164,23 @@ class DemandLedger:
         memory.failure = next_failure(last, memory.version or 0, instance, error, now)
         return True
 
-    def serve(self, serving: Iterable[tuple[Assignment, InstanceRecord]], now: float) -> None:
-        """Note what serves now, and forget the failures before a start that proved good."""
-        since = {}
-        for assignment, instance in serving:
-            key = instance.instance_id
-            since[key] = self._serving_since.get(key, now)
-            memory = self._memories.get(instance.function)
-            if memory is not None and instance.init_seconds > 0:
-                memory.start_seconds = instance.init_seconds
-            if now - since[key] >= SETTLED_SECONDS:
+    def serves(self, assignment: Assignment, instance: InstanceRecord, now: float) -> None:
+        """Note that the instance serves; `settle` says later that its start proved good."""
+        self._settling.setdefault(instance.instance_id, (assignment, now))
+        memory = self._memories.get(instance.function)
+        if memory is not None and instance.init_seconds > 0:
+            memory.start_seconds = instance.init_seconds
+
+    def ended(self, instance_id: str) -> None:
+        """Note that the instance serves no longer."""
+        self._settling.pop(instance_id, None)
+
+    def settle(self, now: float) -> None:
+        """Forget the failures before each start that proved good."""
+        for instance_id, (assignment, since) in tuple(self._settling.items()):
+            if now - since >= SETTLED_SECONDS:
                 self.succeeded(assignment)
-        self._serving_since = since
+                del self._settling[instance_id]
 
     def succeeded(self, assignment: Assignment) -> None:
         """Forget the failures of the function that lie before this start."""
@@ -235,6 +245,10 @@ class DemandLedger:
     def _forget(self, key: str) -> None:
         self._idle.forget(key)
         self._calls.forget(key)
+
+
+def _busy(demand: FunctionDemand) -> bool:
+    return demand.in_flight + demand.queued > 0
 
 
 def _not_before(failure: FailureRecord | None) -> float:

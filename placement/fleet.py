@@ -354,6 +354,7 @@ class Fleet:
 
     def _sum_up_work(self, row: int) -> None:
         busy = [placed.work for placed in self._by_row.get(row, {}).values() if placed.work]
+        self.rows.busy[row] = len(busy)
         self.rows.frees_at[row] = min((work.ends_at for work in busy), default=math.inf)
         tokens = (work.tokens for work in busy if work.resumable)
         self.rows.least_tokens[row] = min(tokens, default=math.inf)

@@ -33,6 +33,7 @@ _COLUMNS: dict[str, type] = {
     "peer_bandwidth": np.float64,
     "device_bandwidth": np.float64,
     "idle": np.int64,
+    "busy": np.int64,
     "frees_at": np.float64,
     "least_tokens": np.float64,
 }
@@ -43,8 +44,8 @@ class Rows:
 
     Bandwidths are in bytes per second, with a default where a node has measured none; `kind` and
     `zone` are codes of `kinds` and `zones`. `idle` counts the instances of functions that have
-    some to spare; `frees_at` is when the first busy one is expected to be done, `least_tokens` the
-    smallest work that can be moved, both infinite where none is known.
+    some to spare, `busy` those known to work; `frees_at` is when the first of these is expected to
+    be done, `least_tokens` the smallest work that can be moved, both infinite where there is none.
     """
 
     present: Bools
@@ -64,6 +65,7 @@ class Rows:
     peer_bandwidth: Floats
     device_bandwidth: Floats
     idle: Ints
+    busy: Ints
     frees_at: Floats
     least_tokens: Floats
 

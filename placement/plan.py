@@ -145,6 +145,17 @@ def usable(snapshot: Snapshot, key: str, now: float) -> tuple[Assignment, ...]:
     return tuple(sorted(alive, key=rank))
 
 
+def spare_instances(fleet: Fleet, function: FunctionRecord, demand: Demand, now: float) -> int:
+    """How many instances of the function may be stopped to make room for others."""
+    if demand.busy:
+        return 0
+    placed = [
+        p.assignment.generation == function.generation for p in fleet.of_function(function.key)
+    ]
+    current, outdated = placed.count(True), placed.count(False)
+    return max(0, current - called_for(function, demand, now)) + outdated
+
+
 class _Draft:
     """The plan in the making; the fleet is what will exist if it is carried out."""
 
@@ -270,10 +281,7 @@ class _Draft:
 
     def _note_spare(self, function: FunctionRecord) -> None:
         demand = self.demand_of(function.key)
-        spare = 0
-        if not demand.busy:
-            needed = called_for(function, demand, self._now)
-            spare = max(0, len(self.current(function.key)) - needed) + len(self._outdated(function))
+        spare = spare_instances(self._fleet, function, demand, self._now)
         self._fleet.note_spare(function.key, spare)
 
     def _given(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from threading import Condition
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 
@@ -35,17 +35,17 @@ LEADER_PATH = "/placement/leader"
 # How long one's own write outranks what the watch says of the same path.
 OWN_WRITE_SECONDS = 2.0
 
-# Read in this order on a refresh: what refers to others comes first, so that nothing is listed
-# whose function or node was not there yet.
-_TABLES: Mapping[str, type] = {
-    "/assignments": Assignment,
-    "/instances": InstanceRecord,
-    "/residents": ResidentRecord,
-    "/failures": FailureRecord,
-    "/nodes": NodeRecord,
-    "/functions": FunctionRecord,
-    "/images": ImageRecord,
-    "/placement": LeaderRecord,
+# What a table holds, and by what its records are looked up. Read in this order on a refresh: what
+# refers to others comes first, so that nothing is listed whose function or node was not there yet.
+_TABLES: Mapping[str, tuple[type, Callable[[Any], Any]]] = {
+    "/assignments": (Assignment, lambda r: r.instance_id),
+    "/instances": (InstanceRecord, lambda r: r.instance_id),
+    "/residents": (ResidentRecord, lambda r: (r.node_id, r.digest)),
+    "/failures": (FailureRecord, lambda r: r.function),
+    "/nodes": (NodeRecord, lambda r: r.node_id),
+    "/functions": (FunctionRecord, lambda r: r.key),
+    "/images": (ImageRecord, lambda r: r.image),
+    "/placement": (LeaderRecord, lambda _: "leader"),
 }
 
 _log = structlog.get_logger()
@@ -133,7 +133,12 @@ class View:
         # Guards every field below, and tells the waiters of a change.
         self._changed = Condition()
         self._known: dict[str, dict[str, tuple[Entry, Any]]] = {table: {} for table in _TABLES}
+        self._tables: dict[str, dict[Any, Any]] = {table: {} for table in _TABLES}
+        self._versions: dict[str, int] = {}
+        self._instances_of: _Index[InstanceRecord] = _Index()
+        self._assignments_of: _Index[Assignment] = _Index()
         self._stale: set[str] = set()
+        self._pending: dict[str, tuple[Record | None, Record | None]] | None = None
         self._snapshot = Snapshot()
         self._own: dict[str, _OwnWrite] = {}
         self._touched: set[str] | None = None
@@ -149,6 +154,17 @@ class View:
             if self._stale:
                 self._rebuild()
             return self._snapshot
+
+    def changes(self) -> tuple[Snapshot, list[tuple[Record | None, Record | None]]]:
+        """The present snapshot, and (before, after) of each record that a decision reads and that
+        is another than at the last call; the first call gives everything. For one reader.
+        """
+        with self._changed:
+            snapshot = self.snapshot()
+            pending, self._pending = self._pending, {}
+            if pending is None:
+                return snapshot, [(None, record) for record in snapshot.records()]
+            return snapshot, list(pending.values())
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Call `callback` after every change, from the thread that brought it."""
@@ -230,6 +246,7 @@ class View:
             self._touched.add(change.path)
         known = self._known[table]
         before = known.get(change.path)
+        after = None
         if change.entry is None:
             if before is None:
                 return False
@@ -237,10 +254,32 @@ class View:
         else:
             if before is not None and before[0] == change.entry:
                 return False
-            known[change.path] = (change.entry, _decoded(_TABLES[table], change.entry))
+            after = _decoded(_TABLES[table][0], change.entry)
+            known[change.path] = (change.entry, after)
+        self._replace(table, change, before[1] if before else None, after)
         self._stale.add(table)
         self._changed.notify_all()
         return True
+
+    def _replace(self, table: str, change: Change, before: Any, after: Any) -> None:
+        """Put the record into its table and its index."""
+        records, key = self._tables[table], _TABLES[table][1]
+        if before is not None and records.get(key(before)) is before:
+            del records[key(before)]
+        if after is not None:
+            records[key(after)] = after
+        if table == "/functions":
+            if before is not None:
+                self._versions.pop(before.key, None)
+            if after is not None and change.entry is not None:
+                self._versions[after.key] = change.entry.version
+        elif table == "/instances":
+            self._instances_of.replace(before, after)
+        elif table == "/assignments":
+            self._assignments_of.replace(before, after)
+        if self._pending is not None and isinstance(after or before, Record):
+            first, _ = self._pending.get(change.path, (before, None))
+            self._pending[change.path] = first, after
 
     def _tell(self, changed: bool) -> None:
         if changed:
@@ -250,36 +289,56 @@ class View:
     def _rebuild(self) -> None:
         """Copy the tables that changed; the others are shared with the last snapshot."""
         last, stale = self._snapshot, self._stale
-        leaders = self._records("/placement")
-        functions_stale = "/functions" in stale
         self._snapshot = Snapshot(
-            functions=self._table("/functions", lambda r: r.key, last.functions),
-            nodes=self._table("/nodes", lambda r: r.node_id, last.nodes),
-            residents=self._table("/residents", lambda r: (r.node_id, r.digest), last.residents),
-            instances=self._table("/instances", lambda r: r.instance_id, last.instances),
-            assignments=self._table("/assignments", lambda r: r.instance_id, last.assignments),
-            images=self._table("/images", lambda r: r.image, last.images),
-            failures=self._table("/failures", lambda r: r.function, last.failures),
-            leader=leaders[0] if leaders else None,
-            function_versions=self._function_versions()
-            if functions_stale
+            functions=self._table("/functions", last.functions),
+            nodes=self._table("/nodes", last.nodes),
+            residents=self._table("/residents", last.residents),
+            instances=self._table("/instances", last.instances),
+            assignments=self._table("/assignments", last.assignments),
+            images=self._table("/images", last.images),
+            failures=self._table("/failures", last.failures),
+            leader=self._tables["/placement"].get("leader"),
+            function_versions=MappingProxyType(dict(self._versions))
+            if "/functions" in stale
             else last.function_versions,
-            instance_index=None if "/instances" in stale else last.instance_index,
-            assignment_index=None if "/assignments" in stale else last.assignment_index,
+            instance_index=self._instances_of.table(),
+            assignment_index=self._assignments_of.table(),
         )
         self._stale = set()
 
-    def _records(self, table: str) -> list[Any]:
-        return [record for _, record in self._known[table].values() if record is not None]
+    def _table(self, table: str, last: Mapping[Any, Any]) -> Mapping[Any, Any]:
+        return MappingProxyType(dict(self._tables[table])) if table in self._stale else last
 
-    def _table(self, table: str, key: Callable[[Any], Any], last: Mapping[Any, Any]) -> Any:
-        if table not in self._stale:
-            return last
-        return MappingProxyType({key(record): record for record in self._records(table)})
 
-    def _function_versions(self) -> Mapping[str, int]:
-        known = self._known["/functions"].values()
-        return MappingProxyType({r.key: entry.version for entry, r in known if r is not None})
+class _Index(Generic[_R]):
+    """Records by function, each in the order of their ids; what did not change is shared."""
+
+    def __init__(self) -> None:
+        self._groups: dict[str, dict[str, _R]] = {}
+        self._moved: set[str] = set()
+        self._table: Mapping[str, tuple[_R, ...]] = MappingProxyType({})
+
+    def replace(self, before: _R | None, after: _R | None) -> None:
+        if before is not None:
+            self._moved.add(before.function)
+            self._groups[before.function].pop(before.instance_id, None)
+        if after is not None:
+            self._moved.add(after.function)
+            self._groups.setdefault(after.function, {})[after.instance_id] = after
+
+    def table(self) -> Mapping[str, tuple[_R, ...]]:
+        if self._moved:
+            made = dict(self._table)
+            for key in self._moved:
+                group = self._groups.get(key)
+                if group:
+                    made[key] = tuple(sorted(group.values(), key=lambda r: r.instance_id))
+                else:
+                    self._groups.pop(key, None)
+                    made.pop(key, None)
+            self._table = MappingProxyType(made)
+            self._moved = set()
+        return self._table
 
 
 def _table_of(path: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from harness.cluster import EPOCH_PATH, FUNCTION, Cluster
-from stoker.placement.controller import ADDRESS_REST_SECONDS, Controller
+from stoker.placement.controller import Controller
 from stoker.placement.errors import (
     CoordinationLost,
     Fenced,
@@ -13,6 +13,7 @@ from stoker.placement.errors import (
     NoCapacity,
     Unavailable,
 )
+from stoker.placement.picture import ADDRESS_REST_SECONDS
 from stoker.placement.records import (
     Assignment,
     FunctionDemand,
@@ -86,7 +87,7 @@ def test_a_non_leader_names_the_leader() -> None:
     assert caught.value.retry_after_seconds == 1.0
     with pytest.raises(Unavailable):
         cluster.report()
-    assert cluster.controller.reconcile() is None
+    assert cluster.controller.reconcile() is False
 
 
 def test_without_a_node_there_is_no_capacity(cluster: Cluster) -> None:
@@ -298,7 +299,7 @@ class TestLeadership:
             cluster.place()
         with pytest.raises(Unavailable):
             cluster.place()
-        assert cluster.controller.reconcile() is None
+        assert cluster.controller.reconcile() is False
         cluster.own.resume()
         cluster.controller.reconcile()
         assert cluster.controller.leading
@@ -308,7 +309,7 @@ class TestLeadership:
         cluster.controller.on_lost()
         assert not cluster.controller.leading
         cluster.deploy(dataclasses.replace(FUNCTION, scaling=Scaling(minimum=1)))
-        assert cluster.controller.reconcile() is None
+        assert cluster.controller.reconcile() is False
         assert cluster.assigned() == []
 
 

@@ -161,13 +161,13 @@ class TestFailures:
         self.ledger.failed(failing("1-1"), StartFailed("It broke."), 10.0)
         good = dataclasses.replace(failing("x"), state="serving", init_seconds=0.25)
         earlier, later = ordered("1-0", 5.0), ordered("1-2", 12.0)
-        for now in (11.0, 25.0):
-            self.ledger.serve([(earlier, dataclasses.replace(good, instance_id="1-0"))], now)
+        self.ledger.serves(earlier, dataclasses.replace(good, instance_id="1-0"), 11.0)
+        self.ledger.settle(25.0)
         assert self.ledger.failures()
-        for now in (30.0, 39.9):
-            self.ledger.serve([(later, dataclasses.replace(good, instance_id="1-2"))], now)
+        self.ledger.serves(later, dataclasses.replace(good, instance_id="1-2"), 30.0)
+        self.ledger.settle(39.9)
         assert self.ledger.failures()
-        self.ledger.serve([(later, dataclasses.replace(good, instance_id="1-2"))], 40.0)
+        self.ledger.settle(40.0)
         assert self.ledger.failures() == {}
         assert self.ledger.demand_of("f.ns", 40.0).not_before == -math.inf
         assert self.ledger.demand_of("f.ns", 40.0).start_seconds == 0.25
