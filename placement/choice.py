@@ -19,12 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stoker.placement.estimate import (
-    RESUME_SECONDS,
-    RESUME_SECONDS_PER_TOKEN,
-    Stages,
-    resume_seconds,
-)
+from stoker.placement.estimate import CONTROL_SECONDS, Stages, resume_seconds
 from stoker.placement.fleet import Fleet, Placed
 from stoker.placement.fleet_rows import Bools, Floats, Ints
 from stoker.placement.forecast import Forecast, forecast
@@ -225,21 +220,23 @@ class _Choice:
         blocked = self._survey.able & ~self._survey.free & (rows.spares[:size] > 0)
         if not self._ask.waited or not blocked.any():
             return np.zeros(size, np.bool_)
-        soonest = np.where(rows.idle[:size] > 0, 0.0, math.inf)
+        loss = rows.least_loss[:size].copy()
         for placed in fleet.of_function(function.key):
             if placed.assignment.generation != function.generation:
                 # It gives its place to its successor, also while it is busy.
-                soonest[placed.row] = 0.0
-        frees_in = np.maximum(0.0, rows.frees_at[:size] - self._now)
-        if placing.waits:
-            soonest = np.minimum(soonest, frees_in)
-        if placing.migrates and self._abilities.migrate:
-            moved = RESUME_SECONDS + RESUME_SECONDS_PER_TOKEN * rows.least_tokens[:size]
-            soonest = np.minimum(soonest, moved)
+                loss[placed.row] = 0.0
         if placing.preempts and self._abilities.preempt:
-            soonest = np.where(rows.busy[:size] > 0, 0.0, soonest)
-        may = np.asarray(blocked & np.isfinite(soonest))
-        cost[may] = self._forecast.after(np.where(may, soonest, 0.0))[may]
+            loss[rows.busy[:size] > 0] = 0.0
+        least = self._forecast.seconds + loss
+        if placing.waits:
+            frees_in = np.maximum(0.0, rows.frees_at[:size] - self._now)
+            least = np.minimum(least, self._forecast.after(frees_in))
+        if placing.migrates and self._abilities.migrate:
+            pause = resume_seconds(rows.least_tokens[:size])
+            soonest = float(rows.process_seconds[:size][rows.present[:size]].min())
+            least = np.minimum(least, self._forecast.after(pause + CONTROL_SECONDS + soonest))
+        may = np.asarray(blocked & np.isfinite(least))
+        cost[may] = least[may]
         return may
 
     def _room(self, row: int) -> Room | None:

@@ -85,7 +85,7 @@ def serial_seconds(room: Any, queued: Any, load: Any, prefill: float) -> Any:
     return CONTROL_SECONDS + room + queued + load + prefill
 
 
-def resume_seconds(tokens: float) -> float:
+def resume_seconds(tokens: Any) -> Any:
     """How long a migrated stream needs at its new place before it goes on."""
     return RESUME_SECONDS_PER_TOKEN * tokens + RESUME_SECONDS
 

@@ -39,6 +39,8 @@ _K = TypeVar("_K")
 
 # Of one function; what was learnt on other nodes before is forgotten.
 LEARNT_NODES_MAXIMUM = 64
+# What it costs to stop an idle instance is noted anew when it moved by more than this share.
+LOSS_GRAIN = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class Fleet:
         self._placed: dict[str, Placed] = {}
         self._by_function: dict[str, dict[str, Placed]] = {}
         self._by_row: dict[int, dict[str, Placed]] = {}
-        self._spare: dict[str, int] = {}
+        self._spare: dict[str, float] = {}
         self._process: dict[str, dict[str, float]] = {}
         self._users: dict[str, int] = {}
         self._spare_row: dict[str, int] = {}
@@ -127,19 +129,25 @@ class Fleet:
         placed = self._placed.get(instance_id)
         if placed is not None:
             placed.work = work
-            self._sum_up_work(placed.row)
+            self._sum_up(placed.row)
 
-    def note_spare(self, function_key: str, count: int) -> None:
-        """How many instances of the function may be stopped to make room for others."""
-        if count == self._spare.get(function_key, 0):
-            return
-        turned = (count > 0) != (self._spare.get(function_key, 0) > 0)
-        self._spare[function_key] = count
-        if count == 0:
-            del self._spare[function_key]
-        if turned:
+    def note_spare(self, function_key: str, loss_seconds: float | None) -> None:
+        """What stopping an idle instance of the function to make room for another will probably
+        cost, in seconds of somebody's waiting; None: none may be stopped.
+        """
+        before = self._spare.pop(function_key, None)
+        if loss_seconds is not None:
+            # What hardly moved is left: each of its nodes would have to be looked at.
+            if before is not None and abs(before - loss_seconds) <= LOSS_GRAIN * loss_seconds:
+                loss_seconds = before
+            self._spare[function_key] = loss_seconds
+        if before != loss_seconds:
             for placed in self._by_function.get(function_key, {}).values():
-                self.rows.idle[placed.row] += 1 if count > 0 else -1
+                self._sum_up(placed.row)
+
+    def spare_loss(self, function_key: str) -> float | None:
+        """What was noted of it last."""
+        return self._spare.get(function_key)
 
     def note_process(self, function_key: str, node_id: str, seconds: float) -> None:
         """How long a start of the function takes on the node from the order to the first step,
@@ -261,7 +269,7 @@ class Fleet:
             self._settle_doubt(placed.assignment)
 
     def _drop_function(self, key: str) -> None:
-        self.note_spare(key, 0)
+        self.note_spare(key, None)
         self._process.pop(key, None)
         if self.functions.pop(key, None) is not None:
             for placed in self.of_function(key):
@@ -304,7 +312,7 @@ class Fleet:
         self.hold_address(assignment.address)
         self.rows.slots_used[placed.row] += 1
         self.rows.devices_free[placed.row] -= len(assignment.devices)
-        self.rows.idle[placed.row] += key in self._spare
+        self._sum_up(placed.row)
         self._lay(placed, now, deadline)
         self._settle_doubt(assignment)
 
@@ -321,8 +329,7 @@ class Fleet:
         self.release_address(placed.assignment.address)
         self.rows.slots_used[row] -= 1
         self.rows.devices_free[row] += len(placed.assignment.devices)
-        self.rows.idle[row] -= key in self._spare
-        self._sum_up_work(row)
+        self._sum_up(row)
         self.rows.release(row)
 
     def _lay(self, placed: Placed, now: float, deadline: float) -> None:
@@ -352,12 +359,16 @@ class Fleet:
         instance_id = placed.assignment.instance_id
         self.holdings.end(placed.row, placed.checkpoint, instance_id, now)
 
-    def _sum_up_work(self, row: int) -> None:
-        busy = [placed.work for placed in self._by_row.get(row, {}).values() if placed.work]
-        self.rows.busy[row] = len(busy)
-        self.rows.frees_at[row] = min((work.ends_at for work in busy), default=math.inf)
+    def _sum_up(self, row: int) -> None:
+        """The least that it may take, in seconds or in loss, until something on the node ends."""
+        rows, here = self.rows, self._by_row.get(row, {}).values()
+        busy = [placed.work for placed in here if placed.work]
+        rows.busy[row] = len(busy)
+        rows.frees_at[row] = min((work.ends_at for work in busy), default=math.inf)
         tokens = (work.tokens for work in busy if work.resumable)
-        self.rows.least_tokens[row] = min(tokens, default=math.inf)
+        rows.least_tokens[row] = min(tokens, default=math.inf)
+        losses = (self._spare.get(p.assignment.function, math.inf) for p in here if not p.work)
+        rows.least_loss[row] = min(losses, default=math.inf)
 
     def _settle_doubt(self, assignment: Assignment) -> None:
         instance = self.instances.get(assignment.instance_id)

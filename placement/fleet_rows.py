@@ -32,10 +32,10 @@ _COLUMNS: dict[str, type] = {
     "store_bandwidth": np.float64,
     "peer_bandwidth": np.float64,
     "device_bandwidth": np.float64,
-    "idle": np.int64,
     "busy": np.int64,
     "frees_at": np.float64,
     "least_tokens": np.float64,
+    "least_loss": np.float64,
 }
 
 
@@ -43,9 +43,9 @@ class Rows:
     """The columns; the rows from `size` on mean nothing. `rank` is the node's place by its id.
 
     Bandwidths are in bytes per second, with a default where a node has measured none; `kind` and
-    `zone` are codes of `kinds` and `zones`. `idle` counts the instances of functions that have
-    some to spare, `busy` those known to work; `frees_at` is when the first of these is expected to
-    be done, `least_tokens` the smallest work that can be moved, both infinite where there is none.
+    `zone` are codes of `kinds` and `zones`. `busy` counts the instances known to work: `frees_at`
+    is when the first of them is expected to be done, `least_tokens` the smallest work that can be
+    moved. `least_loss` is what the cheapest idle instance costs. Infinite: there is none.
     """
 
     present: Bools
@@ -64,10 +64,10 @@ class Rows:
     store_bandwidth: Floats
     peer_bandwidth: Floats
     device_bandwidth: Floats
-    idle: Ints
     busy: Ints
     frees_at: Floats
     least_tokens: Floats
+    least_loss: Floats
 
     def __init__(self) -> None:
         self.size = 0
@@ -123,7 +123,7 @@ class Rows:
         self._sorted.insert(place, node_id)
         self.rank[: self.size][self.rank[: self.size] >= place] += 1
         self.rank[row] = place
-        self.frees_at[row] = self.least_tokens[row] = math.inf
+        self.frees_at[row] = self.least_tokens[row] = self.least_loss[row] = math.inf
         return row
 
     def _grow(self, capacity: int) -> None:

@@ -12,7 +12,7 @@ import structlog
 from stoker.placement.demand import DemandLedger
 from stoker.placement.errors import InstanceLost, StartFailed, StokerError
 from stoker.placement.fleet import Fleet
-from stoker.placement.plan import spare_instances
+from stoker.placement.plan import note_spare
 from stoker.placement.records import (
     Assignment,
     FunctionRecord,
@@ -107,8 +107,7 @@ class Picture:
         for key in keys:
             function = self.fleet.functions.get(key)
             if function is not None:
-                spare = spare_instances(self.fleet, function, demands[key], now)
-                self.fleet.note_spare(key, spare)
+                note_spare(self.fleet, function, demands[key], now)
 
     def demands(self, now: float) -> Mapping[str, Demand]:
         """What every function asks for, worked out when it is looked up."""

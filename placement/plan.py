@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from stoker.placement.choice import Ask, Candidate, Decision, choose
+from stoker.placement.estimate import SSD_BANDWIDTH_DEFAULT
 from stoker.placement.fleet import Fleet, Placed
 from stoker.placement.forecast import forecast
 from stoker.placement.keepalive import greedy_dual, waiting_cost
@@ -145,15 +146,20 @@ def usable(snapshot: Snapshot, key: str, now: float) -> tuple[Assignment, ...]:
     return tuple(sorted(alive, key=rank))
 
 
-def spare_instances(fleet: Fleet, function: FunctionRecord, demand: Demand, now: float) -> int:
-    """How many instances of the function may be stopped to make room for others."""
-    if demand.busy:
-        return 0
-    placed = [
-        p.assignment.generation == function.generation for p in fleet.of_function(function.key)
-    ]
-    current, outdated = placed.count(True), placed.count(False)
-    return max(0, current - called_for(function, demand, now)) + outdated
+def note_spare(fleet: Fleet, function: FunctionRecord, demand: Demand, now: float) -> None:
+    """Note whether instances of the function may be stopped to make room, and at what cost.
+
+    The cost is the wait for a start, times the odds that a call comes while it would be kept.
+    """
+    placed = fleet.of_function(function.key)
+    if demand.busy or len(placed) <= called_for(function, demand, now):
+        fleet.note_spare(function.key, None)
+        return
+    weight_bytes = function.checkpoint.weight_bytes if function.checkpoint else 0
+    seconds = demand.start_seconds + weight_bytes / SSD_BANDWIDTH_DEFAULT
+    kept_seconds = min(demand.retention.keep_seconds, KEPT_SECONDS_MAXIMUM)
+    called = -math.expm1(-demand.rate(now) * kept_seconds)
+    fleet.note_spare(function.key, seconds * called)
 
 
 class _Draft:
@@ -280,9 +286,7 @@ class _Draft:
         return sorted((a for a in every if a.generation != function.generation), key=_age)
 
     def _note_spare(self, function: FunctionRecord) -> None:
-        demand = self.demand_of(function.key)
-        spare = spare_instances(self._fleet, function, demand, self._now)
-        self._fleet.note_spare(function.key, spare)
+        note_spare(self._fleet, function, self.demand_of(function.key), self._now)
 
     def _given(
         self, placed: Placed, function: FunctionRecord
@@ -304,16 +308,20 @@ class _Draft:
             may_go = here.index(assignment) < len(current) - called_for(owner, demand, self._now)
         if not may_go:
             return None
+        # An outdated one of a busy function costs nobody anything: its successor takes its place.
+        loss = self._fleet.spare_loss(owner.key) or 0.0
+        return loss, (self._worth(placed, demand), demand.last_active, assignment.created_at)
+
+    def _worth(self, placed: Placed, demand: Demand) -> float:
+        """The cost of waiting that keeping it will probably save, per second and byte.
+
+        Greedy-dual, with a rate that ages by itself in place of the clock.
+        """
         weight_bytes = placed.checkpoint.weight_bytes if placed.checkpoint else 0
-        seconds = demand.start_seconds
-        seconds += weight_bytes / float(self._fleet.rows.ssd_bandwidth[placed.row])
-        # Greedy-dual, with a rate that ages by itself in place of the clock.
-        rate = demand.rate(self._now)
+        load_seconds = weight_bytes / float(self._fleet.rows.ssd_bandwidth[placed.row])
+        seconds = demand.start_seconds + load_seconds
         cost = waiting_cost(seconds, noticed=placed.checkpoint is not None)
-        worth = greedy_dual(0.0, rate, cost, INSTANCE_BYTES + weight_bytes)
-        kept_seconds = min(demand.retention.keep_seconds, KEPT_SECONDS_MAXIMUM)
-        loss = seconds * -math.expm1(-rate * kept_seconds)
-        return loss, (worth, demand.last_active, assignment.created_at)
+        return greedy_dual(0.0, demand.rate(self._now), cost, INSTANCE_BYTES + weight_bytes)
 
     def _start_seconds(self, function: FunctionRecord) -> float:
         """How long the soonest start would take now, if every node had room."""

@@ -27,7 +27,7 @@ class Victim:
 @dataclass(frozen=True, slots=True)
 class Option:
     """One way for one instance to go. `loss_seconds` is the waiting that it will probably cost
-    others; of equals, the one first in `order` goes first.
+    others, `order` begins with the same for each byte.
     """
 
     victim: Victim
@@ -59,11 +59,18 @@ def make_room(
 ) -> Room | None:
     """The room that is there soonest, and of those the one that costs others least.
 
-    No more go than must: victims come in the order of (seconds, order) until there is room in slots
-    and pool, and then every one goes free without whom it would still fit. Where devices lack, a
-    dynamic programme finds the best set. `serial`: one goes after the other, so times add up.
+    No more go than must: victims come until there is room in slots and pool, those that are gone
+    soonest and cost least first (where only the pool lacks: by what they cost for their bytes), and
+    then every one goes free without whom it would still fit. Where devices lack, a dynamic
+    programme finds the best set. `serial`: one goes after the other, so times add up.
     """
-    ordered = sorted(options, key=lambda o: (o.victim.seconds, o.order, o.placed.instance_id))
+    places = lack.slots > 0 or lack.devices > 0
+
+    def rank(option: Option) -> tuple[object, ...]:
+        loss = option.loss_seconds if places else 0.0
+        return option.victim.seconds, loss, option.order, option.placed.instance_id
+
+    ordered = sorted(options, key=rank)
     taken: list[Option] = []
     for option in ordered:
         if any(option.placed is other.placed for other in taken):

@@ -177,6 +177,8 @@ class View:
             known = self._known.get(_table_of(change.path), {}).get(change.path)
             if known and change.entry and known[0].version >= change.entry.version:
                 return  # The watch was faster, perhaps with somebody's later write.
+            # The youngest last, so that who settles them stops at the first that still holds.
+            self._own.pop(change.path, None)
             self._own[change.path] = _OwnWrite(change, self._clock() + OWN_WRITE_SECONDS)
             changed = self._take(change)
         self._tell(changed)
@@ -232,7 +234,10 @@ class View:
 
     def _settle_own_writes(self) -> None:
         now = self._clock()
-        for path, own in [item for item in self._own.items() if item[1].until <= now]:
+        while self._own:
+            path, own = next(iter(self._own.items()))
+            if own.until > now:
+                return
             del self._own[path]
             if own.late is not None:
                 self._take(own.late)
