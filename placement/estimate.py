@@ -47,7 +47,8 @@ CHUNK_BYTES = 16 * 1024 * 1024
 class Stages:
     """Seconds of each stage of one start; `source` is where most of the time of its load goes.
 
-    `room` is until its place is free. The links' stages include what is queued before them.
+    `room` is until its place is free. The links' stages include what is queued before them; then
+    the load is `contended`.
     """
 
     control: float = CONTROL_SECONDS
@@ -58,6 +59,9 @@ class Stages:
     device: float = 0.0
     prefill: float = 0.0
     source: Source = "dram"
+    ssd_bytes: int = 0
+    net_bytes: int = 0
+    contended: bool = False
 
 
 def missing_bytes(weight_bytes: int, dram: Any, ssd: Any) -> tuple[Any, Any]:
@@ -69,7 +73,12 @@ def missing_bytes(weight_bytes: int, dram: Any, ssd: Any) -> tuple[Any, Any]:
 
 def process_seconds(node: NodeRecord) -> float:
     """From the order to an instance that can execute, its weights aside."""
-    return (node.init_seconds or PROCESS_SECONDS) + (0.0 if node.zygote_ready else ZYGOTE_SECONDS)
+    return (node.init_seconds or PROCESS_SECONDS) + unready_seconds(node)
+
+
+def unready_seconds(node: NodeRecord) -> float:
+    """What it takes longer as long as the node has no warm zygote."""
+    return 0.0 if node.zygote_ready else ZYGOTE_SECONDS
 
 
 def overlapped_seconds(

@@ -16,14 +16,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from stoker.placement.estimate import (
-    PEER_BANDWIDTH_DEFAULT,
-    REMOTE_BANDWIDTH_DEFAULT,
-    SSD_BANDWIDTH_DEFAULT,
-    process_seconds,
-)
-from stoker.placement.fleet_rows import Floats, Rows
+from stoker.placement.fleet_rows import Rows
 from stoker.placement.holdings import Holdings
+from stoker.placement.learnt import Learnt
 from stoker.placement.records import (
     Assignment,
     CheckpointRef,
@@ -37,8 +32,6 @@ from stoker.placement.records import (
 _K = TypeVar("_K")
 
 
-# Of one function; what was learnt on other nodes before is forgotten.
-LEARNT_NODES_MAXIMUM = 64
 # What it costs to stop an idle instance is noted anew when it moved by more than this share.
 LOSS_GRAIN = 0.05
 
@@ -81,6 +74,7 @@ class Fleet:
     def __init__(self, records: Iterable[Record] = (), now: float = 0.0) -> None:
         self.rows = Rows()
         self.holdings = Holdings(self.rows)
+        self.learnt = Learnt(self.rows)
         self.functions: dict[str, FunctionRecord] = {}
         self.nodes: dict[str, NodeRecord] = {}
         self.instances: dict[str, InstanceRecord] = {}
@@ -90,7 +84,6 @@ class Fleet:
         self._by_function: dict[str, dict[str, Placed]] = {}
         self._by_row: dict[int, dict[str, Placed]] = {}
         self._spare: dict[str, float] = {}
-        self._process: dict[str, dict[str, float]] = {}
         self._users: dict[str, int] = {}
         self._spare_row: dict[str, int] = {}
         for record in records:
@@ -149,27 +142,6 @@ class Fleet:
         """What was noted of it last."""
         return self._spare.get(function_key)
 
-    def note_process(self, function_key: str, node_id: str, seconds: float) -> None:
-        """How long a start of the function takes on the node from the order to the first step,
-        weights aside: what it left there (a template, a parked process) makes it sooner.
-        """
-        if function_key not in self.functions:
-            return
-        learnt = self._process.setdefault(function_key, {})
-        learnt.pop(node_id, None)
-        learnt[node_id] = seconds
-        if len(learnt) > LEARNT_NODES_MAXIMUM:
-            del learnt[next(iter(learnt))]
-
-    def process_seconds(self, function_key: str) -> Floats:
-        """For each row: learnt of the function there, else what the node says of itself."""
-        found = self.rows.process_seconds[: self.rows.size].copy()
-        for node_id, seconds in self._process.get(function_key, {}).items():
-            row = self.rows.number(node_id)
-            if row is not None:
-                found[row] = seconds
-        return found
-
     def of_function(self, key: str) -> list[Placed]:
         return list(self._by_function.get(key, {}).values())
 
@@ -227,11 +199,7 @@ class Fleet:
         rows.devices_free[row] = node.device_count - taken
         rows.kind[row] = rows.kinds(node.device_kind)
         rows.zone[row] = rows.zones(node.zone)
-        rows.process_seconds[row] = process_seconds(node)
-        rows.ssd_bandwidth[row] = node.ssd_bandwidth or SSD_BANDWIDTH_DEFAULT
-        rows.store_bandwidth[row] = node.remote_bandwidth or REMOTE_BANDWIDTH_DEFAULT
-        rows.peer_bandwidth[row] = node.peer_bandwidth or PEER_BANDWIDTH_DEFAULT
-        rows.device_bandwidth[row] = node.device_bandwidth or math.inf
+        self.learnt.apply(row, node)
         if before is None:
             for placed in here:
                 # Until now nobody knew how long its load takes here.
@@ -246,8 +214,7 @@ class Fleet:
             return
         self._put_addresses(row, node.spare_addresses, ())
         self.rows.present[row] = False
-        for learnt in self._process.values():
-            learnt.pop(node_id, None)
+        self.learnt.forget_node(node_id)
         for placed in self.on_row(row):
             self._settle_doubt(placed.assignment)
         self.rows.release(row)
@@ -270,7 +237,7 @@ class Fleet:
 
     def _drop_function(self, key: str) -> None:
         self.note_spare(key, None)
-        self._process.pop(key, None)
+        self.learnt.forget_function(key)
         if self.functions.pop(key, None) is not None:
             for placed in self.of_function(key):
                 self._settle_doubt(placed.assignment)

@@ -28,24 +28,43 @@ _COLUMNS: dict[str, type] = {
     "kind": np.int64,
     "zone": np.int64,
     "process_seconds": np.float64,
+    "unready_seconds": np.float64,
+    "ssd_base": np.float64,
+    "store_base": np.float64,
+    "peer_base": np.float64,
     "ssd_bandwidth": np.float64,
     "store_bandwidth": np.float64,
     "peer_bandwidth": np.float64,
+    "contention": np.float64,
     "device_bandwidth": np.float64,
     "busy": np.int64,
     "frees_at": np.float64,
     "least_tokens": np.float64,
     "least_loss": np.float64,
 }
+# Until something is known.
+_INFINITE = (
+    "ssd_bandwidth",
+    "store_bandwidth",
+    "peer_bandwidth",
+    "device_bandwidth",
+    "frees_at",
+    "least_tokens",
+    "least_loss",
+)
 
 
 class Rows:
     """The columns; the rows from `size` on mean nothing. `rank` is the node's place by its id.
 
-    Bandwidths are in bytes per second, with a default where a node has measured none; `kind` and
-    `zone` are codes of `kinds` and `zones`. `busy` counts the instances known to work: `frees_at`
-    is when the first of them is expected to be done, `least_tokens` the smallest work that can be
-    moved. `least_loss` is what the cheapest idle instance costs. Infinite: there is none.
+    A load over a link takes its `base` seconds, then its bytes at the `bandwidth` in bytes per
+    second, and `contention` times so much behind others. `unready_seconds` is what the process
+    takes longer while the node has no warm zygote. `kind` and `zone` are codes of `kinds` and
+    `zones`.
+
+    `busy` counts the instances known to work: `frees_at` is when the first of them is expected to
+    be done, `least_tokens` the smallest work that can be moved. `least_loss` is what the cheapest
+    idle instance costs. Infinite: there is none.
     """
 
     present: Bools
@@ -60,9 +79,14 @@ class Rows:
     kind: Ints
     zone: Ints
     process_seconds: Floats
+    unready_seconds: Floats
+    ssd_base: Floats
+    store_base: Floats
+    peer_base: Floats
     ssd_bandwidth: Floats
     store_bandwidth: Floats
     peer_bandwidth: Floats
+    contention: Floats
     device_bandwidth: Floats
     busy: Ints
     frees_at: Floats
@@ -123,7 +147,8 @@ class Rows:
         self._sorted.insert(place, node_id)
         self.rank[: self.size][self.rank[: self.size] >= place] += 1
         self.rank[row] = place
-        self.frees_at[row] = self.least_tokens[row] = self.least_loss[row] = math.inf
+        for name in _INFINITE:
+            getattr(self, name)[row] = math.inf
         return row
 
     def _grow(self, capacity: int) -> None:

@@ -18,7 +18,7 @@ from stoker.placement.estimate import (
     serial_seconds,
 )
 from stoker.placement.fleet import Fleet
-from stoker.placement.fleet_rows import Floats, Ints
+from stoker.placement.fleet_rows import Bools, Floats, Ints
 from stoker.placement.link_queues import Link
 from stoker.placement.records import CheckpointRef, FunctionRecord
 
@@ -42,6 +42,9 @@ class Forecast:
     queued: Floats
     bottleneck: Floats
     tier: Ints
+    ssd_bytes: Ints
+    net_bytes: Ints
+    contended: Bools
     overlapped: bool
 
     @functools.cached_property
@@ -75,6 +78,9 @@ class Forecast:
             device=float(self.device[row]),
             prefill=self.prefill,
             source=self.source(row),
+            ssd_bytes=int(self.ssd_bytes[row]),
+            net_bytes=int(self.net_bytes[row]),
+            contended=bool(self.contended[row]),
         )
 
 
@@ -91,12 +97,14 @@ def forecast(
     `peers` says whether nodes may send weights to each other; `overlapped`, which estimate counts.
     """
     rows, size = fleet.rows, fleet.rows.size
-    process = fleet.process_seconds(function.key)
+    process = fleet.learnt.process_seconds(function.key)
     zeros = np.zeros(size)
     nobody = np.full(size, NO_PEER)
     ref = function.checkpoint
     if ref is None:
-        return Forecast(process, zeros, zeros, zeros, 0.0, nobody, zeros, zeros, nobody, overlapped)
+        none, never = np.zeros(size, np.int64), np.zeros(size, np.bool_)
+        times = zeros, zeros, zeros, 0.0, nobody, zeros, zeros
+        return Forecast(process, *times, none, none, none, never, overlapped)
     held, dram, ssd = fleet.holdings.columns(ref.digest)
     from_ssd = np.zeros(size, np.int64)
     from_afar = np.full(size, ref.weight_bytes)
@@ -105,22 +113,25 @@ def forecast(
         rows.queues.seconds(link, size, now) for link in (Link.SSD, Link.NET, Link.DEVICE)
     )
     bandwidth = rows.store_bandwidth[:size]
-    net_seconds = net_wait + from_afar / bandwidth
-    peer = nobody
+    net_load, peer = rows.store_base[:size] + from_afar / bandwidth, nobody
     if peers and len(held):
-        net_seconds, bandwidth, peer = _from_peers(
-            fleet, ref, from_afar, net_wait, net_seconds, now
+        net_wait, net_load, bandwidth, peer = _from_peers(
+            fleet, ref, from_afar, net_wait, net_load, now
         )
     to_device = ref.weight_bytes / rows.device_bandwidth[:size]
-    ssd_load = from_ssd / rows.ssd_bandwidth[:size]
-    ssd_seconds = np.where(from_ssd > 0, ssd_wait + ssd_load, 0.0)
-    net_seconds = np.where(from_afar > 0, net_seconds, 0.0)
-    for row in fleet.holdings.loading(ref.digest):
-        # On its way already: what is left of it, behind the loads before it.
-        ssd_seconds[row] = _on_its_way(rows.queues.apart(Link.SSD, row, ref.digest, now))
-        net_seconds[row] = _on_its_way(rows.queues.apart(Link.NET, row, ref.digest, now))
+    ssd_load = rows.ssd_base[:size] + from_ssd / rows.ssd_bandwidth[:size]
+    contention = rows.contention[:size]
+    ssd_seconds = np.where(from_ssd > 0, _behind(ssd_wait, ssd_load, contention), 0.0)
+    net_seconds = np.where(from_afar > 0, _behind(net_wait, net_load, contention), 0.0)
     tier = (from_ssd > 0) + 2 * (from_afar > 0)
     queued = np.maximum(np.where(tier == 1, ssd_wait, 0.0), np.where(tier > 1, net_wait, 0.0))
+    for row in fleet.holdings.loading(ref.digest):
+        # On its way already: what is left of it, behind the loads before it.
+        queued[row] = 0.0
+        for link, seconds in ((Link.SSD, ssd_seconds), (Link.NET, net_seconds)):
+            own, others = rows.queues.apart(link, row, ref.digest, now)
+            seconds[row] = own + others if own > 0.0 else 0.0
+            queued[row] = max(queued[row], others if own > 0.0 else 0.0)
     slowest = np.minimum(
         rows.device_bandwidth[:size],
         np.where(tier > 1, bandwidth, np.where(tier == 1, rows.ssd_bandwidth[:size], math.inf)),
@@ -135,37 +146,42 @@ def forecast(
         queued=np.maximum(queued, device_wait),
         bottleneck=ref.weight_bytes / slowest,
         tier=np.minimum(tier, 2),
+        ssd_bytes=from_ssd,
+        net_bytes=from_afar,
+        contended=queued > 0.0,
         overlapped=overlapped,
     )
 
 
-def _on_its_way(own_and_others: tuple[float, float]) -> float:
-    own, others = own_and_others
-    return own + others if own > 0.0 else 0.0
+def _behind(wait: Floats, load: Floats, contention: Floats) -> Floats:
+    """How long a load takes behind what is queued."""
+    return np.asarray((wait + load) * np.where(wait > 0.0, contention, 1.0))
 
 
 def _from_peers(
     fleet: Fleet,
     ref: CheckpointRef,
     from_afar: Ints,
-    net_wait: Floats,
-    from_store: Floats,
+    wait: Floats,
+    load: Floats,
     now: float,
-) -> tuple[Floats, Floats, Ints]:
-    """(seconds, bandwidth, sender's row or none) by the best of the store and every peer."""
+) -> tuple[Floats, Floats, Floats, Ints]:
+    """(wait, load, bandwidth, sender's row or none) by the best of the store and every peer."""
     rows, size = fleet.rows, fleet.rows.size
-    seconds, bandwidth = from_store, rows.store_bandwidth[:size]
+    receiving, bandwidth = wait, rows.store_bandwidth[:size]
     peer = np.full(size, NO_PEER)
     sending = rows.queues.seconds(Link.OUT, size, now)
     for sender, outgoing in _senders(fleet, ref, sending):
         rate = np.minimum(rows.peer_bandwidth[:size], outgoing)
-        by_peer = np.maximum(net_wait, float(sending[sender])) + from_afar / rate
-        better = by_peer < seconds
+        by_peer = rows.peer_base[:size] + from_afar / rate
+        until = np.maximum(receiving, float(sending[sender]))
+        better = until + by_peer < wait + load
         better[sender] = False
-        seconds = np.where(better, by_peer, seconds)
+        wait = np.where(better, until, wait)
+        load = np.where(better, by_peer, load)
         bandwidth = np.where(better, rate, bandwidth)
         peer[better] = sender
-    return seconds, bandwidth, peer
+    return wait, load, bandwidth, peer
 
 
 def _senders(fleet: Fleet, ref: CheckpointRef, sending: Floats) -> list[tuple[int, float]]:

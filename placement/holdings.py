@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -123,7 +122,7 @@ class Holdings:
         load.deadline = min(load.deadline, deadline)
         load.instances.add(instance_id)
         self._queue(held, row, load, now)
-        to_device = checkpoint.weight_bytes / float(self._rows.device_bandwidth[row] or math.inf)
+        to_device = checkpoint.weight_bytes / float(self._rows.device_bandwidth[row])
         if to_device > 0.0:
             self._rows.queues.note(Link.DEVICE, row, instance_id, to_device, now, deadline)
 
@@ -178,8 +177,8 @@ class Holdings:
         load: _Load,
         now: float,
     ) -> None:
-        if byte_count > 0 and bandwidth > 0.0:
-            seconds = byte_count / bandwidth
+        seconds = byte_count / bandwidth
+        if seconds > 0.0:
             self._rows.queues.note(link, row, key, seconds, now, load.deadline)
         else:
             self._rows.queues.forget(link, row, key, now)

@@ -205,7 +205,9 @@ class Assignment:
 class InstanceRecord:
     """What the agent says of an instance. `failure` is an error's wire form when failed.
 
-    `init_seconds` is how long its process took from the fork until the function could be called.
+    `init_seconds` is how long its process took from the fork until the function could be called,
+    `process_seconds` the same from the order on. `start_seconds` is from the order until it served,
+    all weights there; they took `fetch_seconds` from afar and `ssd_seconds` from the disk.
     """
 
     instance_id: str
@@ -219,6 +221,10 @@ class InstanceRecord:
     pid: int = 0
     failure: Mapping[str, Any] | None = None
     init_seconds: float = 0.0
+    start_seconds: float = 0.0
+    process_seconds: float = 0.0
+    fetch_seconds: float = 0.0
+    ssd_seconds: float = 0.0
 
     @property
     def path(self) -> str:

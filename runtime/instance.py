@@ -79,6 +79,7 @@ class Instance:
         # The model's, then its adapter's.
         self._openings = Openings(node, self._age)
         self._worker: Worker | None = None
+        self._forked_after = 0.0
         self._serving_at = math.inf
         self._called = False
         self._grouping: asyncio.Future[Group] | None = None
@@ -180,6 +181,7 @@ class Instance:
             status_reader, status_end = await self._pipe(write_ends)
             shared = [self._listening.fileno(), log_end, status_end, *self._openings.descriptors]
             self._worker = await zygote.start(start, shared)
+        self._forked_after = self._age()
         self._listening.close()
         self._status_pipe = status_reader
         self._log_pump = asyncio.ensure_future(self._pump(log_reader))
@@ -262,12 +264,17 @@ class Instance:
         self._serving_at = time.monotonic()
         made = ", made from its template" if said.from_template else ""
         self._say(f"serving at {self.record.address} after {self._age():.3f} s{made}")
+        fetched, read = self._openings.transfer_seconds
         self._announce(
             replace(
                 self.record,
                 state="serving",
                 pid=self._worker.pid,
                 init_seconds=said.init_seconds,
+                start_seconds=self._age(),
+                process_seconds=self._forked_after + said.init_seconds,
+                fetch_seconds=fetched,
+                ssd_seconds=read,
             )
         )
         self._node.on_serving(said.init_seconds)

@@ -17,9 +17,15 @@ from stoker.runtime.function_logs import FunctionLogs
 from stoker.runtime.worker_start import WorkerStart
 
 
-class HasDescriptor(Protocol):
+class LoadProgress(Protocol):
+    """How far a load is, and how long its bytes took from afar and from the disk."""
+
     @property
     def fd(self) -> int: ...
+    @property
+    def fetch_seconds(self) -> float: ...
+    @property
+    def load_seconds(self) -> float: ...
 
 
 class OpenCheckpoint(Protocol):
@@ -34,7 +40,7 @@ class OpenCheckpoint(Protocol):
     @property
     def layout_path(self) -> Path: ...
     @property
-    def progress(self) -> HasDescriptor: ...
+    def progress(self) -> LoadProgress: ...
     @property
     def resident(self) -> bool: ...
 

@@ -56,6 +56,13 @@ class Openings:
             return []
         return [self._node.pool_descriptor, *(opened.progress.fd for opened in self._opened)]
 
+    @property
+    def transfer_seconds(self) -> tuple[float, float]:
+        """How long the longest load took from afar, and from the disk."""
+        found = [opened.progress for opened in self._opened]
+        fetched = max((progress.fetch_seconds for progress in found), default=0.0)
+        return fetched, max((progress.load_seconds for progress in found), default=0.0)
+
     async def failure(self, timeout_seconds: float) -> StokerError | None:
         """What a load failed with, or None once everything is in memory."""
         loop, threads = asyncio.get_running_loop(), self._node.waiting_threads
