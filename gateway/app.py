@@ -27,7 +27,9 @@ from stoker.placement.errors import (
     StokerError,
     Unauthorized,
 )
+from stoker.placement.records import encode
 from stoker.placement.view import Snapshot
+from stoker.placement.why import WhyAnswer
 
 _NAME = "<name>"
 _log = structlog.get_logger()
@@ -44,6 +46,7 @@ class ControlPlane:
     credentials: Credentials
     code_store: CodeStore
     view: ChangeSink
+    why: Callable[[str], WhyAnswer]
 
 
 def create_app(control: ControlPlane) -> Flask:
@@ -72,6 +75,10 @@ def create_app(control: ControlPlane) -> Flask:
     @app.get("/system/nodes")
     def nodes() -> Response:
         return _json(_nodes(control.snapshot()))
+
+    @app.get("/system/why/<path:name>")
+    def why(name: str) -> Response:
+        return Response(encode(control.why(name)), content_type="application/json")
 
     @app.get("/metrics")
     def metrics() -> Response:

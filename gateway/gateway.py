@@ -35,6 +35,7 @@ from stoker.placement.errors import DeadlineExceeded, StokerError
 from stoker.placement.records import CheckpointRef, EvictRequest, NodeRecord, ResolveRequest
 from stoker.placement.store import Store
 from stoker.placement.view import View
+from stoker.placement.why import WhyAnswer
 
 CONTROL_THREADS = 8
 T = TypeVar("T")
@@ -52,11 +53,11 @@ class Gateway:
         self._store, self._view = store, view
         self._session = open_session()
         self._agents = AgentClient(self._session, token)
-        placement = PlacementClient(
+        self._placement = PlacementClient(
             self._session, lambda: view.snapshot().leader, gateway_id, token
         )
         metrics = Metrics()
-        self._router = Router(view.snapshot, placement, settings.queue_seconds)
+        self._router = Router(view.snapshot, self._placement, settings.queue_seconds)
         self._invoker = Invoker(
             view.snapshot,
             self._router,
@@ -81,13 +82,14 @@ class Gateway:
                     credentials,
                     store,
                     view,
+                    self._why,
                 )
             ),
             workers=CONTROL_THREADS,
         )
         self._refresh_due = False
         view.on_change(self._on_change)
-        self._report = asyncio.create_task(placement.report_forever(self._tick))
+        self._report = asyncio.create_task(self._placement.report_forever(self._tick))
 
     async def close(self) -> None:
         """Stop reporting and close every connection; requests must have ended."""
@@ -158,6 +160,10 @@ class Gateway:
         """Have every node drop a checkpoint, from one of Flask's threads."""
         evicting = self._agents.evict(self._nodes(), asked)
         self._wait_for(evicting, f"Not every node dropped checkpoint {asked.digest}")
+
+    def _why(self, name: str) -> WhyAnswer:
+        """What placement decided for a call or an instance, from one of Flask's threads."""
+        return self._wait_for(self._placement.why(name), "Placement did not say why")
 
     def _nodes(self) -> list[NodeRecord]:
         return list(self._view.snapshot().nodes.values())

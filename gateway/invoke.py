@@ -222,7 +222,7 @@ class Invoker:
     async def _acquire(self, call: Call, function: FunctionRecord, *, again: bool) -> Slot:
         began_at = time.monotonic()
         try:
-            slot = await self._router.acquire(function, again=again)
+            slot = await self._router.acquire(function, call.call_id, again=again)
         except StokerError:
             call.queue_seconds += time.monotonic() - began_at
             raise

@@ -20,6 +20,7 @@ from stoker.placement.records import (
     decode,
     encode,
 )
+from stoker.placement.why import WhyAnswer, WhyRequest
 
 # An election lasts as long as the session of a dead leader; then who waits gives up.
 ELECTION_SECONDS = 20.0
@@ -46,12 +47,17 @@ class PlacementClient:
         self._headers = {"X-Stoker-Token": cluster_token, "Content-Type": "application/json"}
         self._report_failing = False
 
-    async def place(self, function_key: str, demand: Callable[[], FunctionDemand]) -> PlaceAnswer:
+    async def place(
+        self,
+        function_key: str,
+        demand: Callable[[], FunctionDemand],
+        call_ids: Callable[[], tuple[str, ...]],
+    ) -> PlaceAnswer:
         """Ask until a leader answers; its error, or Unavailable if none does in time."""
         deadline = time.monotonic() + ELECTION_SECONDS
         while True:
             try:
-                request = PlaceRequest(self._gateway_id, function_key, demand())
+                request = PlaceRequest(self._gateway_id, function_key, demand(), call_ids())
                 return decode(PlaceAnswer, await self._post("/place", encode(request)))
             except Unavailable as error:
                 # Its subclasses are decisions; this one says only that nobody decided.
@@ -59,6 +65,10 @@ class PlacementClient:
                     raise
             # A leader that died cannot tell, and its record outlives it by its session.
             await asyncio.sleep(RETRY_SECONDS)
+
+    async def why(self, name: str) -> WhyAnswer:
+        """What was decided for a call or an instance; NotFound, or Unavailable."""
+        return decode(WhyAnswer, await self._post("/why", encode(WhyRequest(name))))
 
     async def report_forever(self, demand: Callable[[], Mapping[str, FunctionDemand]]) -> None:
         """Tell the leader the full demand each second, also when nothing changed.

@@ -9,6 +9,7 @@ Everything here runs in the event loop's thread. Invariants, for each function:
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -34,6 +35,8 @@ ASK_AGAIN_SECONDS = 1.0
 DROPPED_SECONDS = 10.0
 # A lost connection may be one request's fault; a dead instance is announced well within this.
 LOST_SECONDS = 0.5
+# Of the calls that wait, so many are named to placement.
+CALL_IDS_MAXIMUM = 64
 # How long an answer of placement counts before the view shows it.
 ASSIGNED_SECONDS = 5.0
 
@@ -44,7 +47,10 @@ class Placer(Protocol):
     """What the router needs of placement."""
 
     def place(
-        self, function_key: str, demand: Callable[[], FunctionDemand]
+        self,
+        function_key: str,
+        demand: Callable[[], FunctionDemand],
+        call_ids: Callable[[], tuple[str, ...]],
     ) -> Awaitable[PlaceAnswer]: ...
 
 
@@ -71,6 +77,7 @@ class Slot:
 @dataclass(slots=True, eq=False)
 class _Waiter:
     future: asyncio.Future[Slot]
+    call_id: str
     arrived_at: float
     placing_before: float
 
@@ -142,10 +149,13 @@ class Router:
         self._clock = clock
         self._states: dict[str, _State] = {}
 
-    async def acquire(self, function: FunctionRecord, *, again: bool = False) -> Slot:
+    async def acquire(
+        self, function: FunctionRecord, call_id: str = "", *, again: bool = False
+    ) -> Slot:
         """A slot, at once or after queueing; QueueFull, Unavailable or placement's error.
 
-        `again` is for a request whose instance was gone: it keeps its place before the others.
+        Placement is told the `call_id` of who waits. `again` is for a request whose instance was
+        gone: it keeps its place before the others.
         """
         state = self._states.setdefault(function.key, _State(self._clock()))
         state.called_version = self._snapshot().function_versions.get(function.key, -1)
@@ -159,7 +169,7 @@ class Router:
                 return self._take(function.key, state, target)
         if len(state.queue) >= QUEUE_LENGTH_MAXIMUM:
             raise self._queue_full(function, state)
-        return await self._wait(function.key, state, again)
+        return await self._wait(function.key, state, call_id, again)
 
     def release(self, slot: Slot, request_seconds: float | None = None) -> None:
         """Give the slot back; `request_seconds` teaches how long requests take."""
@@ -233,10 +243,10 @@ class Router:
         state.in_flight[target.instance_id] = state.in_flight.get(target.instance_id, 0) + 1
         return Slot(key, target)
 
-    async def _wait(self, key: str, state: _State, again: bool) -> Slot:
+    async def _wait(self, key: str, state: _State, call_id: str, again: bool) -> Slot:
         now = self._clock()
         future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(future, now, state.placing_seconds(now))
+        waiter = _Waiter(future, call_id, now, state.placing_seconds(now))
         if again:
             state.queue.appendleft(waiter)
         else:
@@ -302,7 +312,9 @@ class Router:
         """One question to placement; its assignments count at once."""
         failure: StokerError | None = None
         try:
-            answer = await self._placer.place(key, lambda: self._demand_of(state))
+            answer = await self._placer.place(
+                key, lambda: self._demand_of(state), lambda: _call_ids(state)
+            )
             until = self._clock() + ASSIGNED_SECONDS
             for assignment in answer.assignments:
                 if assignment.instance_id not in state.dropped:
@@ -342,6 +354,11 @@ class Router:
     def _drain_seconds(self, state: _State, concurrency: int) -> float:
         slots = max(1, len(state.known) * concurrency)
         return state.request_seconds * len(state.queue) / slots
+
+
+def _call_ids(state: _State) -> tuple[str, ...]:
+    first = itertools.islice(state.queue, CALL_IDS_MAXIMUM)
+    return tuple(waiter.call_id for waiter in first if waiter.call_id)
 
 
 def _holds_slot(future: asyncio.Future[Slot]) -> bool:

@@ -15,16 +15,18 @@ from typing import Protocol
 
 import structlog
 
+from stoker.placement.capacity import no_capacity
 from stoker.placement.errors import (
     CoordinationLost,
     Fenced,
     FunctionNotFound,
-    NoCapacity,
+    NotFound,
     StokerError,
     Unavailable,
 )
 from stoker.placement.failures import refusal
 from stoker.placement.histogram import BIN_SECONDS
+from stoker.placement.metrics import PlacementMetrics
 from stoker.placement.names import split_function_name
 from stoker.placement.picture import Picture
 from stoker.placement.plan import Plan, plan, usable
@@ -38,16 +40,14 @@ from stoker.placement.records import (
 from stoker.placement.scale import startable
 from stoker.placement.store import ABSENT, Change, Entry, Fence
 from stoker.placement.view import Snapshot, View
+from stoker.placement.why import WhyAnswer
 
 TICK_SECONDS = 1.0
 CLOSE_SECONDS = 10.0
-# What a client is told to wait: for an election, for a socket or a place to become free.
+# What a client is told to wait for an election.
 ELECTION_RETRY_SECONDS = 1.0
-CAPACITY_RETRY_SECONDS = 5.0
 # So many functions are looked at in one piece, so that who asks for a place hardly waits for it.
 SWEEP_FUNCTIONS = 32
-# How many nodes' reasons an error names.
-REFUSALS_MAXIMUM = 8
 
 _log = structlog.get_logger()
 
@@ -104,6 +104,7 @@ class Controller:
         self._lock = RLock()
         self._term: _Term | None = None
         self._picture = Picture(view, bin_seconds)
+        self._metrics = PlacementMetrics()
         self._tick_seconds = min(TICK_SECONDS, bin_seconds)
         # Functions that lack something: those that changed, and those for which there was no room.
         self._touched: set[str] = set()
@@ -160,9 +161,10 @@ class Controller:
             self._picture.ledger.hear_one(request.gateway_id, function, asked, now)
             made = None
             if not self._picture.ledger.given_up(function.key) and self._lacks(function, now):
-                made = self._decide(term, {function.key}, now)
+                made = self._decide(term, {function.key}, now, request)
             found = usable(self._view.snapshot(), function.key, now)
             if found:
+                self._picture.decisions.name(found[0].instance_id, request.call_ids)
                 return PlaceAnswer(found)
             raise self._refusal(function, made, now)
 
@@ -184,6 +186,24 @@ class Controller:
                 and self._lacks(functions[key], now)
             }
         self._wake.set()
+
+    def why(self, name: str) -> WhyAnswer:
+        """What was decided for a call or an instance; NotFound, or Unavailable on a non-leader."""
+        with self._lock:
+            self._leading_term()
+            answer = self._picture.decisions.find(name)
+        if answer is None:
+            raise NotFound(
+                f"Expected a call or an instance that waited for a start, found none named {name}.",
+                "A call that found an instance free was not decided on; old decisions are gone.",
+            )
+        return answer
+
+    def metrics(self) -> bytes:
+        """What Prometheus reads."""
+        with self._lock:
+            errors = self._picture.decisions.errors()
+        return self._metrics.render(errors)
 
     def reconcile(self) -> bool:
         """Bring all assignments to what demand and nodes call for; False if not leading."""
@@ -292,9 +312,12 @@ class Controller:
         if more_room:
             self._touched |= self._short
 
-    def _decide(self, term: _Term, keys: Iterable[str], now: float) -> Plan:
-        """Decide for these functions, and commit."""
+    def _decide(
+        self, term: _Term, keys: Iterable[str], now: float, asked: PlaceRequest | None = None
+    ) -> Plan:
+        """Decide for these functions, and commit; `asked` is the request that waits."""
         picture, keys = self._picture, tuple(keys)
+        began = time.perf_counter()
         made = plan(
             picture.fleet,
             picture.demands(now),
@@ -303,6 +326,10 @@ class Controller:
             first_number=term.next_number,
             only=[key for key in keys if key in picture.fleet.functions],
         )
+        self._metrics.decided(made, time.perf_counter() - began)
+        for decision, started in made.decisions:
+            calls = asked.call_ids if asked and asked.function == decision.function else ()
+            picture.decisions.add(decision, started, calls)
         try:
             self._commit_failures(term, self._view.snapshot())
             self._commit(term, made, now)
@@ -364,20 +391,4 @@ class Controller:
         failure = self._picture.ledger.failure_of(function.key, now)
         if failure is not None:
             return refusal(failure, now)
-        shortages = made.shortages if made else ()
-        shortage = next((s for s in shortages if s.function == function.key), None)
-        refusals = shortage.refusals(REFUSALS_MAXIMUM) if shortage else ()
-        if shortage is None or not refusals:
-            return NoCapacity(
-                f"Expected a node to start {function.key}, found none registered.",
-                "Start a node agent, or wait for it to join.",
-                retry_after_seconds=CAPACITY_RETRY_SECONDS,
-            )
-        reasons = "; ".join(f"node {node_id}: {why}" for node_id, why in refusals)
-        return NoCapacity(
-            f"Expected a node with room for {function.key}, found none ({reasons}).",
-            "Try again later, add a node or lower the minimum of other functions."
-            if shortage.may_pass
-            else "Add a node with a larger pool.",
-            retry_after_seconds=CAPACITY_RETRY_SECONDS if shortage.may_pass else None,
-        )
+        return no_capacity(function.key, made)

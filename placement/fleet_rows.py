@@ -99,6 +99,7 @@ class Rows:
         self.kinds = Codes()
         self.zones = Codes()
         self.ids: list[str] = []
+        self._names: tuple[str, ...] | None = ()
         self._number: dict[str, int] = {}
         self._uses: list[int] = []
         self._free: list[int] = []
@@ -106,6 +107,13 @@ class Rows:
         self._capacity = 0
         for name, kind in _COLUMNS.items():
             setattr(self, name, np.zeros(0, kind))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The node of each row; the same object until a node comes."""
+        if self._names is None:
+            self._names = tuple(self.ids)
+        return self._names
 
     def number(self, node_id: str) -> int | None:
         return self._number.get(node_id)
@@ -142,6 +150,7 @@ class Rows:
             self._uses.append(0)
         if self.size > self._capacity:
             self._grow(max(_ROWS_FIRST, 2 * self._capacity))
+        self._names = None
         self._number[node_id] = row
         place = bisect.bisect_left(self._sorted, node_id)
         self._sorted.insert(place, node_id)

@@ -102,11 +102,11 @@ class Learnt:
         line.add(byte_count, seconds)
         self._write(node)
 
-    def note_contended_load(self, node: NodeRecord, factor: float) -> None:
-        """A load behind others took so many times of what the queue had said."""
+    def note_contended_load(self, node: NodeRecord, ratio: float) -> None:
+        """A load behind others took `ratio` times of what was predicted."""
         low, high = CONTENTION_FACTORS
         before = self._contention.get(node.node_id, 1.0)
-        factor = before + NEWEST_SHARE * (min(max(factor, low), high) - before)
+        factor = before + NEWEST_SHARE * (min(max(before * ratio, low), high) - before)
         self._contention[node.node_id] = factor
         self._write(node)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import structlog
 
+from stoker.placement.decisions import Decisions
 from stoker.placement.demand import DemandLedger
 from stoker.placement.errors import InstanceLost, StartFailed, StokerError
 from stoker.placement.fleet import Fleet
@@ -35,6 +36,7 @@ class Picture:
     def __init__(self, view: View, bin_seconds: float) -> None:
         self._view = view
         self.ledger = DemandLedger(bin_seconds)
+        self.decisions = Decisions()
         self.fleet = Fleet()
         self._resting: dict[str, tuple[str, float]] = {}
 
@@ -122,6 +124,7 @@ class Picture:
                 self.ledger.ended(instance_id)
             elif instance.state == "serving":
                 self.ledger.serves(assignment, instance, now)
+                self.decisions.served(instance, self.fleet)
             else:
                 self.ledger.ended(instance_id)
                 if instance.state == "failed":

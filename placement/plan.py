@@ -59,7 +59,7 @@ class Shortage:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`decisions` say of each start, and of each instance that is waited for instead, why."""
+    """`decisions` say why of each start, of what is waited for instead, and of each shortage."""
 
     starts: tuple[Assignment, ...] = ()
     stops: tuple[Stop, ...] = ()
@@ -251,6 +251,7 @@ class _Draft:
         if chosen is None:
             may_pass = not self._fleet.nodes or bool(made.survey.able.any())
             self._shortages.append(Shortage(function.key, may_pass, made.survey))
+            self._decisions.append((made, None))
             return False
         started = None
         if not chosen.instance_id and all(victim.how == "stop" for victim in chosen.victims):

@@ -231,7 +231,6 @@ class InstanceRecord:
         return f"/instances/{self.node_id}/{self.instance_id}"
 
 
-# What a decision on instances rests on.
 Record = FunctionRecord | NodeRecord | ResidentRecord | InstanceRecord | Assignment
 
 
@@ -296,11 +295,12 @@ class DemandReport:
 
 @dataclass(frozen=True, slots=True)
 class PlaceRequest:
-    """POST /place: a gateway lacks a free slot for `function` (a function key)."""
+    """POST /place: a gateway lacks a free slot for `function`; `call_ids` are calls that wait."""
 
     gateway_id: str
     function: str
     demand: FunctionDemand
+    call_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

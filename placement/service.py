@@ -1,4 +1,4 @@
-"""The HTTP face of placement: POST /place, POST /report, GET /healthz."""
+"""The HTTP face of placement: POST /place, /report and /why, GET /healthz and /metrics."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import orjson
 import structlog
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -26,10 +27,13 @@ from stoker.placement.records import (
     decode,
     encode,
 )
+from stoker.placement.why import WhyAnswer, WhyRequest
 
 TOKEN_HEADER = "X-Stoker-Token"  # noqa: S105 - the name of the header, not a token
 BODY_BYTES_MAXIMUM = 1024 * 1024
 GATEWAY_ID_CHARACTERS_MAXIMUM = 128
+CALL_ID_CHARACTERS_MAXIMUM = 128
+CALLS_MAXIMUM = 64
 
 _log = structlog.get_logger()
 _R = TypeVar("_R")
@@ -45,15 +49,20 @@ class Placer(Protocol):
 
     def report(self, report: DemandReport) -> None: ...
 
+    def why(self, name: str) -> WhyAnswer: ...
+
+    def metrics(self) -> bytes: ...
+
 
 def create_app(placer: Placer, cluster_token: str) -> Starlette:
-    """The ASGI app; every route but /healthz wants `cluster_token`."""
+    """The ASGI app; every route but /healthz and /metrics wants `cluster_token`."""
 
     async def place(request: Request) -> Response:
         asked = await _read(request, PlaceRequest, cluster_token)
         _check_gateway_id(asked.gateway_id)
         split_function_name(asked.function)
         _check_demand(asked.demand)
+        _check_calls(asked.call_ids)
         answer = await run_in_threadpool(placer.place, asked)
         return _json(encode(answer))
 
@@ -65,6 +74,15 @@ def create_app(placer: Placer, cluster_token: str) -> Starlette:
         await run_in_threadpool(placer.report, told)
         return Response(status_code=204)
 
+    async def why(request: Request) -> Response:
+        asked = await _read(request, WhyRequest, cluster_token)
+        _check_calls((asked.name,))
+        return _json(encode(await run_in_threadpool(placer.why, asked.name)))
+
+    async def metrics(_: Request) -> Response:
+        text = await run_in_threadpool(placer.metrics)
+        return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
     async def healthz(_: Request) -> Response:
         return _json(orjson.dumps({"status": "ok", "leading": placer.leading}))
 
@@ -72,6 +90,8 @@ def create_app(placer: Placer, cluster_token: str) -> Starlette:
         routes=[
             Route("/place", place, methods=["POST"]),
             Route("/report", report, methods=["POST"]),
+            Route("/why", why, methods=["POST"]),
+            Route("/metrics", metrics, methods=["GET"]),
             Route("/healthz", healthz, methods=["GET"]),
         ],
         exception_handlers=_HANDLERS,
@@ -103,6 +123,15 @@ def _check_gateway_id(gateway_id: str) -> None:
         )
 
 
+def _check_calls(call_ids: tuple[str, ...]) -> None:
+    longest = max(map(len, call_ids), default=0)
+    if len(call_ids) > CALLS_MAXIMUM or longest > CALL_ID_CHARACTERS_MAXIMUM:
+        raise BadRequest(
+            f"Expected at most {CALLS_MAXIMUM} names of {CALL_ID_CHARACTERS_MAXIMUM} characters, "
+            f"found {len(call_ids)} of up to {longest}."
+        )
+
+
 def _check_demand(demand: FunctionDemand) -> None:
     if demand.in_flight < 0 or demand.queued < 0 or not demand.idle_seconds >= 0:
         raise BadRequest(f"Expected numbers of at least 0 in a demand, found {demand}.")
@@ -127,7 +156,8 @@ async def _on_stoker_error(_: Request, error: Exception) -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    cause = f"Expected POST /place, POST /report or GET /healthz, found {request.method} there."
+    routes = "POST /place, POST /report, POST /why, GET /healthz or GET /metrics"
+    cause = f"Expected {routes}, found {request.method} there."
     wire = BadRequest(cause).to_wire()
     return _json(orjson.dumps({"error": wire}), error.status_code, dict(error.headers or {}))
 

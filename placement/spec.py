@@ -39,12 +39,16 @@ SUPPORTED_KEYS = (
     "max-context",
     "idle-ttl",
     "handler",
+    "priority",
+    "slo-ttft-ms",
 )
-LATER_KEYS = ("slo-ttft-ms", "slo-tpot-ms", "host-pin", "priority", "devices", "trigger-s3")
+LATER_KEYS = ("slo-tpot-ms", "host-pin", "devices", "trigger-s3")
 ENGINES = ("transformers",)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 CONTEXT_TOKENS_MAXIMUM = 10_000_000
+PRIORITY_MAXIMUM = 1000
+SLO_MILLISECONDS_MAXIMUM = 3_600_000
 # A record must fit into one entry of the store with room for its growth.
 RECORD_BYTES_MAXIMUM = 512 * 1024
 
@@ -74,6 +78,8 @@ class FunctionDraft:
     limits: Mapping[str, str] | None
     requests: Mapping[str, str] | None
     read_only_root_filesystem: bool
+    priority: int
+    slo_ttft_seconds: float | None
 
 
 def parse_deployment(
@@ -105,7 +111,7 @@ def parse_deployment(
         adapter_uri=_adapter_uri(annotations, model_uri),
         engine=_choice(annotations, "engine", ENGINES, "transformers"),
         dtype=_choice(annotations, "dtype", DTYPES, "auto"),
-        max_context=_max_context(annotations),
+        max_context=_whole(annotations, "max-context", 1, CONTEXT_TOKENS_MAXIMUM, "tokens"),
         scaling=scaling_of(labels, annotations, model_uri is not None),
         environment=environment,
         env_process=env_process,
@@ -116,6 +122,8 @@ def parse_deployment(
         limits=_limits(body),
         requests=texts_field(body, "requests"),
         read_only_root_filesystem=read_only,
+        priority=_whole(annotations, "priority", 0, PRIORITY_MAXIMUM, "steps") or 0,
+        slo_ttft_seconds=_slo_seconds(annotations),
     )
 
 
@@ -160,6 +168,8 @@ def record_from_draft(
         read_only_root_filesystem=draft.read_only_root_filesystem,
         created_at=created_at,
         generation=generation,
+        priority=draft.priority,
+        slo_ttft_seconds=draft.slo_ttft_seconds,
     )
     record_bytes = len(encode(record))
     if record_bytes > RECORD_BYTES_MAXIMUM:
@@ -288,8 +298,13 @@ def _choice(
     return value
 
 
-def _max_context(annotations: Mapping[str, str]) -> int | None:
-    text = annotations.get(PREFIX + "max-context")
-    if text is None:
-        return None
-    return whole_number(PREFIX + "max-context", text, 1, CONTEXT_TOKENS_MAXIMUM, "tokens")
+def _whole(
+    annotations: Mapping[str, str], name: str, least: int, most: int, unit: str
+) -> int | None:
+    text = annotations.get(PREFIX + name)
+    return None if text is None else whole_number(PREFIX + name, text, least, most, unit)
+
+
+def _slo_seconds(annotations: Mapping[str, str]) -> float | None:
+    found = _whole(annotations, "slo-ttft-ms", 1, SLO_MILLISECONDS_MAXIMUM, "milliseconds")
+    return None if found is None else found / 1000.0

@@ -104,7 +104,7 @@ def survey(fleet: Fleet, function: FunctionRecord) -> Survey:
             found = np.where(holds, is_found, found)
             limit = np.where(holds, is_limit, limit)
     able = present & (need >= 0) & (need <= devices_all) & (slots > 0) & (own_bytes <= pool)
-    return Survey(tuple(rows.ids), lack, found, limit, able, need)
+    return Survey(rows.names, lack, found, limit, able, need)
 
 
 def devices_needed(fleet: Fleet, needs: tuple[DeviceNeed, ...]) -> Ints:

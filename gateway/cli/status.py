@@ -1,4 +1,4 @@
-"""`stoker ls`, `ps` and `describe`: what is deployed, what runs, and why."""
+"""`stoker ls`, `ps`, `describe` and `why`: what is deployed, what runs, and why there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
+import orjson
 
 from stoker.gateway.cli.options import (
     bytes_in_words,
@@ -19,6 +20,8 @@ from stoker.gateway.cli.options import (
     print_table,
     reports_errors,
 )
+from stoker.placement.records import decode
+from stoker.placement.why import WhyAnswer, sentences
 
 
 @click.command("ls")
@@ -109,6 +112,25 @@ def describe(name: str, namespace: str, gateway: str | None, as_json: bool) -> N
         identifier, _, *cells = instance_row(instance)
         rows.append((f"instance {identifier}", " ".join(cells).strip()))
     print_table(("KEY", "VALUE"), rows)
+
+
+@click.command()
+@click.argument("request_id")
+@gateway_option
+@json_option
+@reports_errors
+def why(request_id: str, gateway: str | None, as_json: bool) -> None:
+    """Say why a request was served where it was.
+
+    REQUEST_ID is the X-Call-Id of a request that waited for a start, or the instance that served
+    it (X-Served-By).
+    """
+    told = client_of(gateway).call("GET", path_of("/system/why", request_id))
+    if as_json:
+        print_json(told)
+        return
+    for line in sentences(decode(WhyAnswer, orjson.dumps(told))):
+        click.echo(line)
 
 
 def instance_row(instance: Mapping[str, Any]) -> tuple[str, ...]:

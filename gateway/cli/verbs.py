@@ -7,7 +7,7 @@ import click
 from stoker.gateway.cli.deploy import deploy
 from stoker.gateway.cli.invoke import invoke
 from stoker.gateway.cli.manage import evict, logs, remove, scale
-from stoker.gateway.cli.status import describe, list_functions, list_instances
+from stoker.gateway.cli.status import describe, list_functions, list_instances, why
 
 VERBS: tuple[click.Command, ...] = (
     deploy,
@@ -15,6 +15,7 @@ VERBS: tuple[click.Command, ...] = (
     list_functions,
     list_instances,
     describe,
+    why,
     logs,
     scale,
     evict,

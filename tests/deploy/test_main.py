@@ -41,5 +41,6 @@ def test_every_command_has_a_sentence_of_help() -> None:
         "rm",
         "scale",
         "up",
+        "why",
     ]
     assert all(len(words) > 3 for words in commands)

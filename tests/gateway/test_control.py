@@ -14,7 +14,7 @@ from aiohttp import web as server
 from harness import web
 from harness.gateway import Bench
 from stoker.gateway.builder import CONFIG_NAME
-from stoker.placement.errors import CheckpointMissing, Conflict, StartFailed
+from stoker.placement.errors import CheckpointMissing, Conflict, NotFound, StartFailed
 from stoker.placement.records import (
     CheckpointRef,
     EvictRequest,
@@ -25,6 +25,7 @@ from stoker.placement.records import (
     decode,
     encode,
 )
+from stoker.placement.why import WhyAnswer
 
 SECRET_ROUTES = (
     ("GET", "/system/functions"),
@@ -35,6 +36,7 @@ SECRET_ROUTES = (
     ("GET", "/system/info"),
     ("GET", "/system/namespaces"),
     ("GET", "/system/instances"),
+    ("GET", "/system/why/a-call"),
     ("GET", "/system/nodes"),
     ("GET", "/system/logs?name=x"),
     ("GET", "/system/nothing"),
@@ -214,6 +216,22 @@ def test_evicting_a_function_asks_the_nodes_for_its_checkpoint(bench: Bench) -> 
     assert bench.system("POST", "/system/evict-function/nobody", {}).status == 404
     without = f"/system/evict-function/{bench.function().name}"
     assert bench.system("POST", without, {}).status == 400
+
+
+def test_why_is_what_the_leader_says_of_the_call(bench: Bench) -> None:
+    told = WhyAnswer(1.0, "f.ns", "stoker", "ssd", "n", "1-0", 1.0, None, (), (), "", (), 0)
+
+    def why(name: str) -> server.Response:
+        if name == "a call/1":
+            return server.Response(body=encode(told))
+        error = NotFound("Expected a call or an instance, found none.")
+        return server.json_response({"error": error.to_wire()}, status=error.status)
+
+    bench.place.why = why
+    answer = bench.system("GET", "/system/why/a%20call%2F1")
+    assert (answer.status, decode(WhyAnswer, answer.body)) == (200, told)
+    answer = bench.system("GET", "/system/why/another")
+    assert (answer.status, answer.json()["error"]["code"]) == (404, "not_found")
 
 
 def test_instances_and_nodes_are_told_in_full(bench: Bench) -> None:

@@ -46,8 +46,14 @@ class FakePlacer:
         self.answer: PlaceAnswer | Exception = PlaceAnswer(())
         self.asked = 0
 
-    async def place(self, function_key: str, demand: Callable[[], FunctionDemand]) -> PlaceAnswer:
+    async def place(
+        self,
+        function_key: str,
+        demand: Callable[[], FunctionDemand],
+        call_ids: Callable[[], tuple[str, ...]],
+    ) -> PlaceAnswer:
         self.asked += 1
+        self.call_ids = call_ids()
         await asyncio.sleep(0)
         if isinstance(self.answer, Exception):
             raise self.answer

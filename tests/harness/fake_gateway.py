@@ -14,9 +14,26 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import stoker
+from stoker.placement.records import encode
+from stoker.placement.why import Rejected, StageSeconds, WhyAnswer
 
 PASSWORD = "the-password"
 AUTHORIZATION = "Basic YWRtaW46dGhlLXBhc3N3b3Jk"
+WHY = WhyAnswer(
+    decided_at=1.0,
+    function="chat.openfaas-fn",
+    policy="stoker",
+    kind="ssd",
+    node_id="n-1",
+    instance_id="1-0",
+    predicted_seconds=1.0,
+    actual_seconds=1.25,
+    stages=(StageSeconds("load", 0.9, 1.1),),
+    victims=(),
+    peer="",
+    rejected=(Rejected("n-2", 8.0, "slower"),),
+    rejected_count=3,
+)
 INSTANCE = {
     "instance_id": "i-1",
     "function": "chat.openfaas-fn",
@@ -101,6 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
         name = value.get("service") or value.get("functionName") or path.rpartition("/")[2]
         if path == "/build":
             return self._build(body)
+        if path == "/system/why/a-call":
+            return self._send(200, encode(WHY), "application/json")
         if path == "/system/instances":
             return self._json([INSTANCE])
         if path == "/system/nodes":

@@ -41,6 +41,7 @@ from stoker.placement.records import (
     encode,
 )
 from stoker.placement.stores import open_store
+from stoker.placement.why import WhyRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE = "node-1"
@@ -102,6 +103,7 @@ class Place:
     together_maximum: int = 0
     resolve: Callable[[str], server.Response] | None = None
     evict: Callable[[EvictRequest], server.Response] | None = None
+    why: Callable[[str], server.Response] | None = None
     log_lines: list[bytes] = field(default_factory=list)
     log_queries: list[dict[str, str]] = field(default_factory=list)
 
@@ -269,6 +271,9 @@ class Bench:
             if request.path == "/evict":
                 assert place.evict is not None
                 return place.evict(decode(EvictRequest, body))
+            if request.path == "/why":
+                assert place.why is not None
+                return place.why(decode(WhyRequest, body).name)
             if request.path == "/logs":
                 place.log_queries.append(dict(request.query))
                 return server.Response(body=b"".join(place.log_lines))

@@ -35,6 +35,8 @@ CALLED = {"event": "called"}
 @dataclass
 class FakeProgress:
     fd: int
+    fetch_seconds: float = 0.0
+    load_seconds: float = 0.0
 
 
 @dataclass

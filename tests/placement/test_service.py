@@ -16,7 +16,7 @@ import uvicorn
 
 from harness.waiting import eventually
 from stoker.placement.controller import Controller
-from stoker.placement.errors import BadRequest, NoCapacity
+from stoker.placement.errors import BadRequest, NoCapacity, NotFound
 from stoker.placement.memory_store import MemoryStore
 from stoker.placement.records import (
     DemandReport,
@@ -34,6 +34,7 @@ from stoker.placement.settings import Settings, bound_socket
 from stoker.placement.store import Fence
 from stoker.placement.stores import open_store
 from stoker.placement.view import View
+from stoker.placement.why import WhyAnswer, WhyRequest
 
 TOKEN = "a cluster token of the test"
 FUNCTION = FunctionRecord("f", "ns", "img", scaling=Scaling(maximum=2, concurrency=1))
@@ -106,13 +107,42 @@ def test_a_report_is_taken_without_a_body_in_return(served: Served) -> None:
     assert served.call("POST", "/report", report)[::2] == (204, b"")
 
 
+def test_a_call_that_waited_is_told_why_it_went_there(served: Served) -> None:
+    asked = PlaceRequest("g", "f.ns", FunctionDemand(0, 1, 0.0), ("call-1",))
+    _, _, payload = served.call("POST", "/place", encode(asked))
+    (made,) = decode(PlaceAnswer, payload).assignments
+    status, _, payload = served.call("POST", "/why", encode(WhyRequest("call-1")))
+    told = decode(WhyAnswer, payload)
+    assert (status, told.instance_id, told.node_id) == (200, made.instance_id, "n")
+    assert told.policy == "stoker"
+    status, _, payload = served.call("POST", "/why", encode(WhyRequest("another")))
+    assert (status, error_of(payload)["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("calls", [("x" * 129,), tuple(str(n) for n in range(65))])
+def test_calls_are_named_in_bounds(served: Served, calls: tuple[str, ...]) -> None:
+    asked = PlaceRequest("g", "f.ns", FunctionDemand(0, 1, 0.0), calls)
+    status, _, payload = served.call("POST", "/place", encode(asked))
+    assert (status, error_of(payload)["code"]) == (400, "bad_request")
+
+
+def test_metrics_count_decisions_and_need_no_token(served: Served) -> None:
+    served.call("POST", "/place", PLACE)
+    status, headers, payload = served.call("GET", "/metrics", token=None)
+    assert (status, headers["content-type"].split(";")[0]) == (200, "text/plain")
+    counted = re.search(rb'placement_decisions_total\{kind="dram"\} (\S+)', payload)
+    assert counted
+    assert float(counted[1]) >= 1.0
+    assert b"placement_decision_seconds_bucket" in payload
+
+
 def test_health_needs_no_token(served: Served) -> None:
     status, _, payload = served.call("GET", "/healthz", token=None)
     assert (status, json.loads(payload)) == (200, {"status": "ok", "leading": True})
 
 
 @pytest.mark.parametrize("token", [None, "", "wrong", TOKEN + "x"])
-@pytest.mark.parametrize("path", ["/place", "/report"])
+@pytest.mark.parametrize("path", ["/place", "/report", "/why"])
 def test_without_the_token_nothing_is_done(served: Served, path: str, token: str | None) -> None:
     status, _, payload = served.call("POST", path, PLACE, token)
     assert (status, error_of(payload)["code"]) == (401, "unauthorized")
@@ -158,6 +188,12 @@ class Refusing:
 
     def report(self, report: DemandReport) -> None:
         raise ZeroDivisionError("a bug")
+
+    def why(self, name: str) -> WhyAnswer:
+        raise NotFound("Nothing is known of it.")
+
+    def metrics(self) -> bytes:
+        return b""
 
 
 @pytest.fixture

@@ -48,10 +48,14 @@ def test_every_key_of_this_release_is_taken() -> None:
             dtype="bfloat16",
             max_context="2048",
             idle_ttl="1h5m",
+            priority="7",
+            slo_ttft_ms="1500",
         )
     )
     assert (draft.task, draft.engine, draft.dtype) == ("embed", "transformers", "bfloat16")
     assert (draft.max_context, draft.scaling.idle_seconds) == (2048, 3900.0)
+    record = record_from_draft(draft, CHECKPOINT, None, 0.0, 1)
+    assert (record.priority, record.slo_ttft_seconds) == (7, 1.5)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +67,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(key: str, nearest:
         parse_deployment(deployment(annotations={f"stoker/{key}": "x"}))
 
 
-@pytest.mark.parametrize("key", ["slo-ttft-ms", "priority", "devices", "trigger-s3"])
+@pytest.mark.parametrize("key", ["slo-tpot-ms", "host-pin", "devices", "trigger-s3"])
 def test_a_key_of_a_later_release_is_refused_and_not_ignored(key: str) -> None:
     with pytest.raises(BadSpec, match=f"stoker/{key} is not supported in this release"):
         parse_deployment(deployment(annotations={**MODEL, f"stoker/{key}": "1"}))
@@ -102,6 +106,9 @@ def test_a_stoker_key_among_the_labels_is_refused() -> None:
         ("max-context", "0"),
         ("max-context", "2k"),
         ("max-context", "-1"),
+        ("priority", "high"),
+        ("priority", "1001"),
+        ("slo-ttft-ms", "0"),
         ("idle-ttl", "soon"),
         ("idle-ttl", "-5"),
         ("idle-ttl", "5m 3s"),

@@ -1,3 +1,4 @@
+import dataclasses
 import threading
 from collections.abc import Callable
 
@@ -262,3 +263,34 @@ def test_a_refresh_says_when_the_store_does_not_answer(store: MemoryStore) -> No
     with pytest.raises(CoordinationLost):
         view.refresh()
     check_full(view.snapshot())
+
+
+def test_changes_are_told_once_with_what_was_before(store: MemoryStore) -> None:
+    store.put(FUNCTION.path, encode(FUNCTION))
+    store.put(FAILURE.path, encode(FAILURE))
+    view = View(store)
+    snapshot, changes = view.changes()
+    assert (snapshot, changes) == (view.snapshot(), [(None, FUNCTION)])
+    assert view.changes()[1] == []
+
+    larger = dataclasses.replace(NODE, cores=4)
+    store.put(NODE.path, encode(NODE))
+    store.put(NODE.path, encode(larger))
+    store.put(ASSIGNMENT.path, encode(ASSIGNMENT))
+    store.delete(FUNCTION.path)
+    store.delete(FAILURE.path)
+    snapshot, changes = view.changes()
+    assert changes == [(None, larger), (None, ASSIGNMENT), (FUNCTION, None)]
+    assert snapshot.nodes == {"n": larger}
+
+
+def test_a_snapshot_that_was_given_out_never_changes(store: MemoryStore) -> None:
+    store.put(INSTANCE.path, encode(INSTANCE))
+    view = View(store)
+    before = view.snapshot()
+    second = dataclasses.replace(INSTANCE, instance_id="i-2")
+    store.put(second.path, encode(second))
+    store.delete(INSTANCE.path)
+    assert before.instances_of("f.ns") == (INSTANCE,)
+    assert list(before.instances) == ["i-1"]
+    assert view.snapshot().instances_of("f.ns") == (second,)

@@ -41,7 +41,9 @@ def test_a_life_from_start_to_stop(tmp_path: Path) -> None:
     world = in_world(tmp_path, story)
     assert world.states == ["starting", "serving", "stopping"]
     assert world.init_seconds == [0.25]
-    assert world.instance.record.init_seconds == 0.25
+    record = world.instance.record
+    assert record.init_seconds == 0.25
+    assert 0.25 < record.process_seconds < 0.25 + record.start_seconds
     assert world.instance.record.pid == 4242
     assert "hello" in world.texts()
     assert "unfinished" in world.texts()

@@ -176,6 +176,23 @@ def test_ps_shows_instances_with_their_reason_and_nodes(run: Run) -> None:
     assert set(json.loads(run("ps", "--json").output)) == {"instances", "nodes"}
 
 
+def test_why_tells_in_words_where_a_request_went(run: Run) -> None:
+    lines = run("why", "a-call").output.splitlines()
+
+    assert lines[0] == (
+        "chat.openfaas-fn went to node n-1 as instance 1-0, because it would start soonest there: "
+        "its weights were on the disk there (policy stoker)."
+    )
+    assert lines[1:] == [
+        "Predicted 1.000 s until it serves, took 1.250 s: off by 20.0%.",
+        "  load     predicted 0.900 s, took 1.100 s",
+        "Rejected 3 of the other nodes:",
+        "  n-2: 8.000 s, slower",
+        "  and 2 more",
+    ]
+    assert json.loads(run("why", "a-call", "--json").output)["node_id"] == "n-1"
+
+
 def test_describe_shows_settings_and_instances(run: Run, stack: str) -> None:
     run("deploy", "-f", stack, "--filter", "chat")
 
