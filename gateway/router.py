@@ -98,6 +98,7 @@ class _State:
     ask_not_before: float = 0.0
     known: frozenset[Target] = frozenset()
     request_seconds: float = 1.0
+    measured: bool = False
 
     def placing_seconds(self, now: float) -> float:
         """Seconds until `now` in which placement was being asked, of all time."""
@@ -172,7 +173,9 @@ class Router:
         return await self._wait(function.key, state, call_id, again)
 
     def release(self, slot: Slot, request_seconds: float | None = None) -> None:
-        """Give the slot back; `request_seconds` teaches how long requests take."""
+        """Give the slot back; `request_seconds` teaches how long requests take, unless the
+        instance still started when it was dispatched.
+        """
         state = self._states[slot.function]
         left = state.in_flight[slot.target.instance_id] - 1
         if left:
@@ -180,8 +183,10 @@ class Router:
         else:
             del state.in_flight[slot.target.instance_id]
         state.ended_at = self._clock()
-        if request_seconds is not None:
-            state.request_seconds += 0.1 * (request_seconds - state.request_seconds)
+        if request_seconds is not None and slot.target.serving:
+            share = 0.1 if state.measured else 1.0
+            state.request_seconds += share * (request_seconds - state.request_seconds)
+            state.measured = True
         self._dispatch(slot.function, state)
 
     def drop(self, slot: Slot, seconds: float = DROPPED_SECONDS) -> None:
@@ -224,7 +229,10 @@ class Router:
         in_flight, queued = sum(state.in_flight.values()), len(state.queue)
         busy = in_flight or queued
         idle_seconds = 0.0 if busy else max(0.0, self._clock() - state.ended_at)
-        return FunctionDemand(in_flight, queued, idle_seconds, state.called_version)
+        request_seconds = state.request_seconds if state.measured else 0.0
+        return FunctionDemand(
+            in_flight, queued, idle_seconds, state.called_version, request_seconds
+        )
 
     def _targets(self, key: str, state: _State) -> dict[str, Target]:
         snapshot, now = self._snapshot(), self._clock()

@@ -237,6 +237,7 @@ class _Draft:
             # What is only expected to be called takes nobody's place.
             waited=called_for(function, demand, self._now) > 0,
             avoid=demand.avoid,
+            existing=self._existing(function, demand),
             number=self._number,
         )
         made = choose(
@@ -258,6 +259,20 @@ class _Draft:
             started = self._carry_out(function, chosen)
         self._decisions.append((made, started))
         return started is not None
+
+    def _existing(self, function: FunctionRecord, demand: Demand) -> tuple[str, float] | None:
+        """An instance that serves, and when the last request that waits would be its turn.
+
+        What is starting will take its share of those that wait.
+        """
+        current = self.current(function.key)
+        serving = [a for a in current if self._serving(a)]
+        concurrency = function.scaling.concurrency
+        waiting = demand.in_flight + demand.queued - len(current) * concurrency
+        if not serving or waiting <= 0 or demand.request_seconds <= 0.0:
+            return None
+        turns = waiting / (len(serving) * concurrency)
+        return serving[0].instance_id, turns * demand.request_seconds
 
     def _carry_out(self, function: FunctionRecord, chosen: Candidate) -> Assignment:
         for victim in chosen.victims:

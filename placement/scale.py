@@ -26,6 +26,7 @@ class Demand:
     `called_since` whether somebody called who knew of it.
     Nothing starts before `not_before`; nodes in `avoid` failed it last and come last. `retention`
     is what its idle times speak for; the last `calls`, since `calls_since`, how often it is called.
+    One request takes an instance `request_seconds`, 0 as long as that is not known.
     """
 
     in_flight: int = 0
@@ -38,6 +39,7 @@ class Demand:
     retention: Retention = UNKNOWN
     calls: int = 0
     calls_since: float = -math.inf
+    request_seconds: float = 0.0
     start_seconds: float = PROCESS_SECONDS
 
     @property

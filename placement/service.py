@@ -133,7 +133,8 @@ def _check_calls(call_ids: tuple[str, ...]) -> None:
 
 
 def _check_demand(demand: FunctionDemand) -> None:
-    if demand.in_flight < 0 or demand.queued < 0 or not demand.idle_seconds >= 0:
+    seconds = min(demand.idle_seconds, demand.request_seconds)
+    if demand.in_flight < 0 or demand.queued < 0 or not seconds >= 0:
         raise BadRequest(f"Expected numbers of at least 0 in a demand, found {demand}.")
 
 

@@ -80,6 +80,21 @@ def test_each_response_says_where_its_time_went(stack: Stack, chat: str) -> None
     assert cold.stages["init"] > 0
 
 
+def test_why_tells_what_was_predicted_for_a_start_and_what_it_took(stack: Stack, chat: str) -> None:
+    stack.scale_to_zero(chat)
+    body = {"model": chat, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+    headers = {**web.bearer(stack.password), "X-Call-Id": "why-this-call"}
+    cold = web.call("POST", f"{stack.url}/v1/chat/completions", body, headers)
+    instance = cold.headers["x-served-by"]
+    wait_until(lambda: "took" in stack.run("why", "why-this-call").stdout, "the start is compared")
+    told = json.loads(stack.run("why", "why-this-call", "--json").stdout)
+    assert (told["instance_id"], told["policy"], told["rejected"]) == (instance, "stoker", [])
+    assert told["actual_seconds"] > 0
+    assert {stage["stage"] for stage in told["stages"]} >= {"process"}
+    assert stack.run("why", instance).stdout == stack.run("why", "why-this-call").stdout
+    assert stack.run("why", "no-such-call", check=False).returncode == 1
+
+
 def test_greedy_output_equals_plain_generate_token_for_token_in_fp32(
     stack: Stack, models: Path
 ) -> None:

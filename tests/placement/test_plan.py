@@ -77,6 +77,17 @@ def test_a_load_queue_on_the_better_node_sends_the_start_elsewhere() -> None:
     assert [start.node_id for start in made.starts] == ["b"]
 
 
+def test_while_the_queue_of_a_busy_instance_is_shorter_than_a_start_nothing_starts() -> None:
+    """A start takes 0.5 s; one instance takes one request at a time."""
+    f = function()
+    seen = snapshot([f], [node(init_seconds=0.5)], [(assignment("1-0", f), "serving")])
+    for queued, request_seconds, expected in ((3, 0.1, 0), (3, 1.0, 3), (9, 0.1, 3), (3, 0.0, 3)):
+        demand = Demand(1, queued, (NOW,), request_seconds=request_seconds)
+        assert len(decide(seen, {"f.ns": demand}).starts) == expected
+    starting = snapshot([f], [node()], [(assignment("1-0", f), "starting")])
+    assert decide(starting, {"f.ns": Demand(0, 2, (NOW,), request_seconds=0.1)}).starts
+
+
 def test_equal_nodes_are_filled_evenly() -> None:
     seen = snapshot([function()], [node("a"), node("b")])
     made = decide(seen, {"f.ns": Demand(queued=4)})
