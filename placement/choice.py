@@ -33,6 +33,8 @@ from stoker.placement.survey import Survey, survey
 NEAR_SHARE = 0.1
 NEAR_SECONDS = 0.05
 
+Draws = NDArray[np.uint64]
+Column = Bools | Ints | Floats | Draws
 Kind = Literal["warm", "dram", "ssd", "peer", "remote", "wait", "migrate", "preempt"]
 
 
@@ -163,7 +165,7 @@ class _Choice:
         overlapped = self._placing.overlapped
         return forecast(self._fleet, function, self._now, overlapped=overlapped, peers=peers)
 
-    def _keys(self, possible: Bools, free: Bools) -> list[Bools | Ints | Floats]:
+    def _keys(self, possible: Bools, free: Bools) -> list[Column]:
         """What outranks the cost, first things first."""
         fleet, size = self._fleet, self._fleet.rows.size
         rows = fleet.rows
@@ -341,7 +343,7 @@ def _kind(stages: Stages, room: Room) -> Kind:
     return stages.source
 
 
-def _least(possible: Bools, keys: Sequence[Bools | Ints | Floats]) -> int | None:
+def _least(possible: Bools, keys: Sequence[Column]) -> int | None:
     """The possible row that is least by the first key, among equals by the next, and so on."""
     found = np.flatnonzero(possible)
     for key in keys:
@@ -352,7 +354,7 @@ def _least(possible: Bools, keys: Sequence[Bools | Ints | Floats]) -> int | None
     return int(found[0]) if len(found) else None
 
 
-def _drawn(ranks: Ints, number: int) -> NDArray[np.uint64]:
+def _drawn(ranks: Ints, number: int) -> Draws:
     """A number for each rank that looks like chance and is the same for the same `number`."""
     mixed = (ranks + (number + 1) * 0x9E3779B9).astype(np.uint64)
     for multiplier in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):

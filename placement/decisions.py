@@ -151,11 +151,12 @@ def _until_serving(chosen: Candidate) -> float:
 
 def _stages(chosen: Candidate, served: InstanceRecord | None) -> tuple[StageSeconds, ...]:
     stages = chosen.stages
+    process = served.process_seconds if served else None
     found = [
         StageSeconds("room", stages.room),
-        StageSeconds("process", stages.process, served and served.process_seconds),
-        StageSeconds("fetch", stages.net, served and served.fetch_seconds),
-        StageSeconds("load", stages.ssd, served and served.ssd_seconds),
+        StageSeconds("process", stages.process, process),
+        StageSeconds("fetch", stages.net, served.fetch_seconds if served else None),
+        StageSeconds("load", stages.ssd, served.ssd_seconds if served else None),
         StageSeconds("device", stages.device),
     ]
     return tuple(stage for stage in found if stage.predicted or stage.actual)

@@ -135,8 +135,7 @@ class Rows:
         place = bisect.bisect_left(self._sorted, node_id)
         del self._sorted[place]
         self.rank[self.rank > place] -= 1
-        for name in _COLUMNS:
-            getattr(self, name)[row] = 0
+        self._clear(row)
         self._free.append(row)
 
     def _make(self, node_id: str) -> int:
@@ -154,11 +153,14 @@ class Rows:
         self._number[node_id] = row
         place = bisect.bisect_left(self._sorted, node_id)
         self._sorted.insert(place, node_id)
+        self._clear(row)
         self.rank[: self.size][self.rank[: self.size] >= place] += 1
         self.rank[row] = place
-        for name in _INFINITE:
-            getattr(self, name)[row] = math.inf
         return row
+
+    def _clear(self, row: int) -> None:
+        for name in _COLUMNS:
+            getattr(self, name)[row] = math.inf if name in _INFINITE else 0
 
     def _grow(self, capacity: int) -> None:
         for name in _COLUMNS:

@@ -31,8 +31,8 @@ NODES_MAXIMUM = 64
 # How much a sample counts against the one after it.
 KEPT_SHARE = 0.8
 NEWEST_SHARE = 0.3
-# The prior counts as so much of a sample.
-PRIOR_SHARE = 0.02
+# The prior counts as so much of the samples: where they leave it open, it decides.
+PRIOR_SHARE = 0.001
 CONTENTION_FACTORS = (0.2, 5.0)
 
 
