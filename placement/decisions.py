@@ -128,7 +128,9 @@ def learn(fleet: Fleet, chosen: Candidate, instance: InstanceRecord) -> None:
     stages, node = chosen.stages, fleet.nodes.get(instance.node_id)
     if node is None or stages.room > 0.0:
         return
-    fleet.learnt.note_process(instance.function, instance.node_id, instance.process_seconds)
+    tier = 2 if stages.net_bytes else 1 if stages.ssd_bytes else 0
+    names = instance.function, instance.node_id
+    fleet.learnt.note_process(*names, tier, instance.process_seconds)
     by_net = instance.fetch_seconds >= instance.ssd_seconds
     byte_count = stages.net_bytes if by_net else stages.ssd_bytes
     if not byte_count or max(instance.fetch_seconds, instance.ssd_seconds) <= 0.0:

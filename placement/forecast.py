@@ -97,12 +97,12 @@ def forecast(
     `peers` says whether nodes may send weights to each other; `overlapped`, which estimate counts.
     """
     rows, size = fleet.rows, fleet.rows.size
-    process = fleet.learnt.process_seconds(function.key)
     zeros = np.zeros(size)
     nobody = np.full(size, NO_PEER)
     ref = function.checkpoint
     if ref is None:
         none, never = np.zeros(size, np.int64), np.zeros(size, np.bool_)
+        process = fleet.learnt.process_seconds(function.key, none)
         times = zeros, zeros, zeros, 0.0, nobody, zeros, zeros
         return Forecast(process, *times, none, none, none, never, overlapped)
     held, dram, ssd = fleet.holdings.columns(ref.digest)
@@ -123,7 +123,7 @@ def forecast(
     contention = rows.contention[:size]
     ssd_seconds = np.where(from_ssd > 0, _behind(ssd_wait, ssd_load, contention), 0.0)
     net_seconds = np.where(from_afar > 0, _behind(net_wait, net_load, contention), 0.0)
-    tier = (from_ssd > 0) + 2 * (from_afar > 0)
+    tier = np.where(from_afar > 0, 2, np.where(from_ssd > 0, 1, 0))
     queued = np.maximum(np.where(tier == 1, ssd_wait, 0.0), np.where(tier > 1, net_wait, 0.0))
     for row in fleet.holdings.loading(ref.digest):
         # On its way already: what is left of it, behind the loads before it.
@@ -137,7 +137,7 @@ def forecast(
         np.where(tier > 1, bandwidth, np.where(tier == 1, rows.ssd_bandwidth[:size], math.inf)),
     )
     return Forecast(
-        process=process,
+        process=fleet.learnt.process_seconds(function.key, tier),
         ssd=ssd_seconds,
         net=net_seconds,
         device=device_wait + to_device,
@@ -145,7 +145,7 @@ def forecast(
         peer=peer,
         queued=np.maximum(queued, device_wait),
         bottleneck=ref.weight_bytes / slowest,
-        tier=np.minimum(tier, 2),
+        tier=tier,
         ssd_bytes=from_ssd,
         net_bytes=from_afar,
         contended=queued > 0.0,

@@ -1,17 +1,24 @@
 """What starts have taught of the next ones: of each link of each node, and of each process. Pure.
 
 A load of n bytes over a link takes `base + n / bandwidth`: opening the checkpoint, then its bytes.
-Both are fitted to what loads took, the last ones counting most; until there is one, the bandwidth
-is what the node says of itself. Where other loads are under way on the link, a load takes a factor
-of what the queue says, which is learnt beside it. A process takes what the function's last ones
-took on that node, and elsewhere what they took on the whole.
+Both are fitted to the last loads; until there is one, the bandwidth is what the node says of
+itself. Where other loads are under way on the link, a load takes a factor of what the queue says,
+which is learnt beside it. A process takes what the function's last ones took on that node with
+their weights as near as now (what is left there of the last start, a template or a parked process,
+goes with the weights), and on other nodes what they took on the whole.
+
+Medians, since one start beside a busy neighbour says little of the next.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+import statistics
+from collections import deque
 from typing import Literal
+
+import numpy as np
 
 from stoker.placement.estimate import (
     PEER_BANDWIDTH_DEFAULT,
@@ -20,55 +27,59 @@ from stoker.placement.estimate import (
     process_seconds,
     unready_seconds,
 )
-from stoker.placement.fleet_rows import Floats, Rows
+from stoker.placement.fleet_rows import Floats, Ints, Rows
 from stoker.placement.records import NodeRecord
 
 Path = Literal["ssd", "store", "peer"]
 PATHS: tuple[Path, ...] = ("ssd", "store", "peer")
 
-# Of one function; what was learnt on other nodes before is forgotten.
+# Of one function, on so many nodes; what was learnt on others before is forgotten.
 NODES_MAXIMUM = 64
-# How much a sample counts against the one after it.
-KEPT_SHARE = 0.8
+# So many of the last loads of a link and of the last starts of a process count.
+LOADS_MAXIMUM = 10
+STARTS_MAXIMUM = 5
+# Loads that differ less than this in size do not tell base and bandwidth apart.
+SIZES_APART = 1.25
 NEWEST_SHARE = 0.3
-# The prior counts as so much of the samples: where they leave it open, it decides.
-PRIOR_SHARE = 0.001
 CONTENTION_FACTORS = (0.2, 5.0)
+TIERS = 3
 
 
-@dataclass(slots=True)
 class Line:
-    """`seconds = base + bytes / bandwidth`, by least squares; older samples count less."""
+    """`seconds = base + bytes / bandwidth`, through the last loads (Theil and Sen)."""
 
-    prior_bandwidth: float
-    weight: float = 0.0
-    x: float = 0.0
-    y: float = 0.0
-    xx: float = 0.0
-    xy: float = 0.0
+    def __init__(self) -> None:
+        self._loads: deque[tuple[float, float]] = deque(maxlen=LOADS_MAXIMUM)
 
     def add(self, byte_count: float, seconds: float) -> None:
-        for name, value in (
-            ("weight", 1.0),
-            ("x", byte_count),
-            ("y", seconds),
-            ("xx", byte_count * byte_count),
-            ("xy", byte_count * seconds),
-        ):
-            setattr(self, name, KEPT_SHARE * getattr(self, name) + value)
+        self._loads.append((byte_count, seconds))
 
-    def fit(self) -> tuple[float, float]:
-        """(base seconds, bandwidth in bytes per second), drawn to the prior where unsure."""
-        prior_slope = 1.0 / self.prior_bandwidth
-        if self.weight == 0.0:
-            return 0.0, self.prior_bandwidth
-        pull_base = PRIOR_SHARE * self.weight
-        pull_slope = PRIOR_SHARE * self.xx
-        a, b, d = self.weight + pull_base, self.x, self.xx + pull_slope
-        right = self.xy + pull_slope * prior_slope
-        base = max(0.0, (self.y * d - b * right) / (a * d - b * b))
-        slope = (right - b * base) / d
-        return base, 1.0 / slope if slope > 0.0 else self.prior_bandwidth
+    def fit(self, stated_bandwidth: float) -> tuple[float, float]:
+        """(base seconds, bandwidth in bytes per second); what is stated decides what is open."""
+        slopes = [
+            (later[1] - sooner[1]) / (later[0] - sooner[0])
+            for sooner, later in itertools.combinations(sorted(self._loads), 2)
+            if later[0] > SIZES_APART * sooner[0]
+        ]
+        slope = statistics.median(slopes) if slopes else 1.0 / stated_bandwidth
+        bases = [seconds - byte_count * slope for byte_count, seconds in self._loads]
+        base = statistics.median(bases) if bases else 0.0
+        if slope <= 0.0 or base < 0.0:
+            base, slope = 0.0, statistics.median(y / x for x, y in self._loads)
+        return base, 1.0 / slope
+
+
+class _Starts:
+    """How long the last processes took, by the tier of their weights."""
+
+    def __init__(self) -> None:
+        self._last: list[deque[float]] = [deque(maxlen=STARTS_MAXIMUM) for _ in range(TIERS)]
+        self.seconds: list[float] = []
+
+    def add(self, tier: int, seconds: float) -> None:
+        self._last[tier].append(seconds)
+        every = statistics.median(itertools.chain(*self._last))
+        self.seconds = [statistics.median(last) if last else every for last in self._last]
 
 
 class Learnt:
@@ -78,8 +89,8 @@ class Learnt:
         self._rows = rows
         self._lines: dict[str, dict[Path, Line]] = {}
         self._contention: dict[str, float] = {}
-        self._process: dict[str, dict[str, float]] = {}
-        self._typical: dict[str, float] = {}
+        self._process: dict[str, dict[str, _Starts]] = {}
+        self._typical: dict[str, _Starts] = {}
 
     def apply(self, row: int, node: NodeRecord) -> None:
         """Write what is known of the node, by its own word and by its starts."""
@@ -90,16 +101,15 @@ class Learnt:
         rows.contention[row] = self._contention.get(node.node_id, 1.0)
         for path in PATHS:
             line = lines.get(path)
-            base, bandwidth = line.fit() if line else (0.0, stated_bandwidth(node, path))
+            stated = stated_bandwidth(node, path)
+            base, bandwidth = line.fit(stated) if line else (0.0, stated)
             getattr(rows, f"{path}_base")[row] = base
             getattr(rows, f"{path}_bandwidth")[row] = bandwidth
 
     def note_load(self, node: NodeRecord, path: Path, byte_count: int, seconds: float) -> None:
         """A load that had the link to itself took so long, from the order on."""
         lines = self._lines.setdefault(node.node_id, {})
-        line = lines.setdefault(path, Line(stated_bandwidth(node, path)))
-        line.prior_bandwidth = stated_bandwidth(node, path)
-        line.add(byte_count, seconds)
+        lines.setdefault(path, Line()).add(byte_count, seconds)
         self._write(node)
 
     def note_contended_load(self, node: NodeRecord, ratio: float) -> None:
@@ -110,27 +120,30 @@ class Learnt:
         self._contention[node.node_id] = factor
         self._write(node)
 
-    def note_process(self, function_key: str, node_id: str, seconds: float) -> None:
-        """A start's process took so long, from the order on; the weights aside."""
+    def note_process(self, function_key: str, node_id: str, tier: int, seconds: float) -> None:
+        """A start's process took so long, from the order on; the weights aside.
+
+        `tier` says where they were: 0 in memory, 1 on the disk, 2 elsewhere.
+        """
         known = self._process.setdefault(function_key, {})
-        before = known.pop(node_id, seconds)
-        known[node_id] = before + NEWEST_SHARE * (seconds - before)
+        starts = known.pop(node_id, None) or _Starts()
+        known[node_id] = starts
         if len(known) > NODES_MAXIMUM:
             del known[next(iter(known))]
-        typical = self._typical.get(function_key, seconds)
-        self._typical[function_key] = typical + NEWEST_SHARE * (seconds - typical)
+        starts.add(tier, seconds)
+        self._typical.setdefault(function_key, _Starts()).add(tier, seconds)
 
-    def process_seconds(self, function_key: str) -> Floats:
-        """What a start's process will take on each row."""
+    def process_seconds(self, function_key: str, tier: Ints) -> Floats:
+        """What a start's process will take on each row, with its weights in that tier."""
         rows, size = self._rows, self._rows.size
         typical = self._typical.get(function_key)
         if typical is None:
             return rows.process_seconds[:size]
-        found = rows.unready_seconds[:size] + typical
-        for node_id, seconds in self._process[function_key].items():
+        found = rows.unready_seconds[:size] + np.array(typical.seconds)[tier]
+        for node_id, starts in self._process[function_key].items():
             row = rows.number(node_id)
             if row is not None:
-                found[row] = seconds + rows.unready_seconds[row]
+                found[row] = starts.seconds[tier[row]] + rows.unready_seconds[row]
         return found
 
     def forget_function(self, function_key: str) -> None:

@@ -58,8 +58,8 @@ class Openings:
 
     @property
     def transfer_seconds(self) -> tuple[float, float]:
-        """How long the longest load took from afar, and from the disk."""
-        found = [opened.progress for opened in self._opened]
+        """How long the longest load took from afar, and from the disk; 0 for what was there."""
+        found = [opened.progress for opened in self._opened if not opened.resident]
         fetched = max((progress.fetch_seconds for progress in found), default=0.0)
         return fetched, max((progress.load_seconds for progress in found), default=0.0)
 

@@ -22,25 +22,25 @@ MODELS = [
 def test_a_line_finds_base_and_bandwidth_from_loads_of_several_sizes(
     base: float, bandwidth: float
 ) -> None:
-    line = Line(prior_bandwidth=1.0 * GB)
+    line = Line()
     for ref in MODELS * 3:
         line.add(ref.weight_bytes, base + ref.weight_bytes / bandwidth)
-    found_base, found_bandwidth = line.fit()
+    found_base, found_bandwidth = line.fit(1.0 * GB)
     for ref in MODELS[1:]:
         expected = base + ref.weight_bytes / bandwidth
         assert found_base + ref.weight_bytes / found_bandwidth == pytest.approx(expected, rel=0.06)
 
 
 def test_before_the_first_load_a_line_says_what_the_node_says() -> None:
-    assert Line(prior_bandwidth=2.0 * GB).fit() == (0.0, 2.0 * GB)
+    assert Line().fit(2.0 * GB) == (0.0, 2.0 * GB)
 
 
 @given(st.integers(1, 10 * GB), st.floats(0.01, 100.0))
 def test_loads_of_one_size_are_predicted_as_they_were(byte_count: int, seconds: float) -> None:
-    line = Line(prior_bandwidth=1.0 * GB)
+    line = Line()
     for _ in range(5):
         line.add(byte_count, seconds)
-    base, bandwidth = line.fit()
+    base, bandwidth = line.fit(1.0 * GB)
     assert base + byte_count / bandwidth == pytest.approx(seconds, rel=0.06)
 
 
@@ -85,11 +85,19 @@ def test_a_process_takes_what_the_functions_last_ones_took() -> None:
     nodes = [node("a"), node("b"), node("cold", zygote_ready=False)]
     fleet = Fleet([f, g, *nodes], NOW)
     before = forecast(fleet, g, NOW).process.tolist()
-    fleet.learnt.note_process(f.key, "a", 0.2)
+    fleet.learnt.note_process(f.key, "a", 0, 0.2)
     assert forecast(fleet, f, NOW).process.tolist() == pytest.approx([0.2, 0.2, 4.2])
-    fleet.learnt.note_process(f.key, "b", 1.0)
-    assert forecast(fleet, f, NOW).process.tolist() == pytest.approx([0.2, 1.0, 4.44])
+    fleet.learnt.note_process(f.key, "b", 0, 1.0)
+    assert forecast(fleet, f, NOW).process.tolist() == pytest.approx([0.2, 1.0, 4.6])
     assert forecast(fleet, g, NOW).process.tolist() == before
+
+
+def test_a_process_beside_weights_from_afar_is_told_from_one_beside_weights_in_memory() -> None:
+    f = function("f", MODELS[1])
+    fleet = Fleet([f, node("a"), node("b"), ResidentRecord("a", MODELS[1].digest, GB, 0)], NOW)
+    for tier, seconds in ((0, 0.05), (2, 0.4), (0, 0.05), (2, 0.4), (0, 9.0)):
+        fleet.learnt.note_process(f.key, "a", tier, seconds)
+    assert forecast(fleet, f, NOW).process.tolist() == pytest.approx([0.05, 0.4])
 
 
 def test_what_was_learnt_of_a_node_or_a_function_goes_with_it() -> None:
@@ -98,7 +106,7 @@ def test_what_was_learnt_of_a_node_or_a_function_goes_with_it() -> None:
     fleet = Fleet([f, here, held], NOW)
     fresh = forecast(fleet, f, NOW).seconds.tolist()
     fleet.learnt.note_load(here, "ssd", GB, 5.0)
-    fleet.learnt.note_process(f.key, "n", 7.0)
+    fleet.learnt.note_process(f.key, "n", 1, 7.0)
     assert forecast(fleet, f, NOW).seconds.tolist() != fresh
     # Its record changes with each start; what was learnt stays.
     fleet.put(dataclasses.replace(here, init_seconds=0.3), NOW)
