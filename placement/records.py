@@ -32,6 +32,7 @@ import orjson
 
 from stoker.placement.errors import BadRequest
 from stoker.placement.function_code import HandlerKind
+from stoker.placement.kpa import Kpa
 
 ENCODING_VERSION = 1
 
@@ -54,13 +55,17 @@ class Scaling:
     """How many instances a function may have, and when they go.
 
     `concurrency` is the hard limit of requests in flight in one instance. Without `idle_seconds`
-    the leader decides by what it has learnt of the function.
+    the leader decides by what it has learnt of the function. With `kpa` averages of the load say
+    how many there should be, with `llm` bands of use and the tokens that wait, and with neither
+    the requests of this moment.
     """
 
     minimum: int = 0
     maximum: int = 1
     concurrency: int = 16
     idle_seconds: float | None = None
+    kpa: Kpa | None = None
+    llm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,12 +283,16 @@ class FunctionDemand:
 
     `called_version` is the store's version of the function's record that the gateway knew when it
     was last called, -1 if it never was: no clock tells what came first, a call or a scale request.
+    `requests` have come in all since the gateway began; `queued_tokens` are about what those that
+    wait have for their prompts.
     """
 
     in_flight: int
     queued: int
     idle_seconds: float
     called_version: int = -1
+    requests: int = 0
+    queued_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
