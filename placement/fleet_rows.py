@@ -128,7 +128,7 @@ class Rows:
         del self._sorted[place]
         self.rank[self.rank > place] -= 1
         for name in _COLUMNS:
-            getattr(self, name)[row] = 0
+            getattr(self, name)[row] = math.inf if name in _INFINITE else 0
         self._free.append(row)
 
     def _make(self, node_id: str) -> int:
