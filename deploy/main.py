@@ -12,6 +12,8 @@ from stoker.gateway.cli.verbs import VERBS
 _LAZY = {
     "doctor": ("stoker.deploy.doctor", "doctor"),
     "model": ("stoker.runtime.cli", "model"),
+    "plan": ("stoker.deploy.simulate", "plan_command"),
+    "simulate": ("stoker.deploy.simulate", "simulate_command"),
     "up": ("stoker.deploy.up", "up"),
 }
 

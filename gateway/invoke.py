@@ -42,6 +42,8 @@ from stoker.placement.records import FunctionRecord
 from stoker.placement.view import Snapshot
 
 TRIES_MAXIMUM = 3
+# A prompt has about one token for so many bytes of its request.
+TOKEN_BYTES = 4
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 CLIENT_GONE_CODE = 499
 _NOT_REACHED = "fetch;dur=0, load;dur=0, init;dur=0, prefill;dur=0"
@@ -222,7 +224,8 @@ class Invoker:
     async def _acquire(self, call: Call, function: FunctionRecord, *, again: bool) -> Slot:
         began_at = time.monotonic()
         try:
-            slot = await self._router.acquire(function, call.call_id, again=again)
+            tokens = len(call.request.body) // TOKEN_BYTES if function.checkpoint else 0
+            slot = await self._router.acquire(function, call.call_id, again=again, tokens=tokens)
         except StokerError:
             call.queue_seconds += time.monotonic() - began_at
             raise

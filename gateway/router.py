@@ -80,6 +80,7 @@ class _Waiter:
     call_id: str
     arrived_at: float
     placing_before: float
+    tokens: int
 
 
 @dataclass(slots=True)
@@ -88,6 +89,7 @@ class _State:
 
     ended_at: float
     called_version: int = -1
+    requests: int = 0
     in_flight: dict[str, int] = field(default_factory=dict)
     queue: deque[_Waiter] = field(default_factory=deque)
     assigned: dict[str, tuple[Assignment, float]] = field(default_factory=dict)
@@ -151,15 +153,17 @@ class Router:
         self._states: dict[str, _State] = {}
 
     async def acquire(
-        self, function: FunctionRecord, call_id: str = "", *, again: bool = False
+        self, function: FunctionRecord, call_id: str = "", *, again: bool = False, tokens: int = 0
     ) -> Slot:
         """A slot, at once or after queueing; QueueFull, Unavailable or placement's error.
 
         Placement is told the `call_id` of who waits. `again` is for a request whose instance was
-        gone: it keeps its place before the others.
+        gone: it keeps its place before the others. `tokens` is about how many its prompt has, 0
+        where there is none.
         """
         state = self._states.setdefault(function.key, _State(self._clock()))
         state.called_version = self._snapshot().function_versions.get(function.key, -1)
+        state.requests += not again
         if again or not state.queue:
             target = choose(
                 self._targets(function.key, state).values(),
@@ -170,7 +174,7 @@ class Router:
                 return self._take(function.key, state, target)
         if len(state.queue) >= QUEUE_LENGTH_MAXIMUM:
             raise self._queue_full(function, state)
-        return await self._wait(function.key, state, call_id, again)
+        return await self._wait(function.key, state, call_id, again, tokens)
 
     def release(self, slot: Slot, request_seconds: float | None = None) -> None:
         """Give the slot back; `request_seconds` teaches how long requests take, unless the
@@ -229,9 +233,14 @@ class Router:
         in_flight, queued = sum(state.in_flight.values()), len(state.queue)
         busy = in_flight or queued
         idle_seconds = 0.0 if busy else max(0.0, self._clock() - state.ended_at)
-        request_seconds = state.request_seconds if state.measured else 0.0
         return FunctionDemand(
-            in_flight, queued, idle_seconds, state.called_version, request_seconds
+            in_flight,
+            queued,
+            idle_seconds,
+            state.called_version,
+            state.requests,
+            sum(waiter.tokens for waiter in state.queue),
+            state.request_seconds if state.measured else 0.0,
         )
 
     def _targets(self, key: str, state: _State) -> dict[str, Target]:
@@ -251,10 +260,10 @@ class Router:
         state.in_flight[target.instance_id] = state.in_flight.get(target.instance_id, 0) + 1
         return Slot(key, target)
 
-    async def _wait(self, key: str, state: _State, call_id: str, again: bool) -> Slot:
+    async def _wait(self, key: str, state: _State, call_id: str, again: bool, tokens: int) -> Slot:
         now = self._clock()
         future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(future, call_id, now, state.placing_seconds(now))
+        waiter = _Waiter(future, call_id, now, state.placing_seconds(now), tokens)
         if again:
             state.queue.appendleft(waiter)
         else:

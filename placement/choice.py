@@ -259,6 +259,8 @@ class _Choice:
             if given is None:
                 return []
             return [Option(Victim(assignment, "stop", 0.0), given[0], given[1], placed)]
+        if assignment.function == self._ask.function.key:
+            return []  # It goes on with whoever waits.
         placing, can, found = self._placing, self._abilities, []
         left = max(0.0, work.ends_at - self._now)
         if placing.waits and left < math.inf:

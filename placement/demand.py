@@ -7,9 +7,10 @@ one moment for each instance up to its maximum, a histogram of idle times and th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from stoker.placement.autoscaler import GATEWAYS_MAXIMUM, Autoscaler
 from stoker.placement.errors import StokerError
 from stoker.placement.estimate import PROCESS_SECONDS
 from stoker.placement.failures import SETTLED_SECONDS, holds_back, next_failure
@@ -27,7 +28,6 @@ from stoker.placement.scale import Demand, needed
 
 # A gateway reports every second; one that was silent this long has no requests in flight.
 REPORT_SECONDS = 5.0
-GATEWAYS_MAXIMUM = 256
 # Two ends of requests that lie closer together than this may be one, told twice.
 APART_SECONDS = 0.5
 
@@ -55,6 +55,7 @@ class DemandLedger:
         self._unknown = Retention(UNKNOWN_BINS * bin_seconds)
         self._idle = IdleTimes(bin_seconds)
         self._calls = Arrivals(LADDERS_ARRIVALS)
+        self._autoscaler = Autoscaler()
         self._reports: dict[str, dict[str, tuple[FunctionDemand, float]]] = {}
         self._memories: dict[str, _Memory] = {}
         self._settling: dict[str, tuple[Assignment, float]] = {}
@@ -93,6 +94,8 @@ class DemandLedger:
         for key, function in functions.items():
             memory = self._memories.setdefault(key, _Memory(self._unknown))
             version = versions.get(key, 0)
+            known = memory.version is not None
+            self._autoscaler.follow(key, function.scaling.kpa, deployed=not known)
             if memory.version == version:
                 continue
             memory.version = version
@@ -118,7 +121,7 @@ class DemandLedger:
             key: (demand, now) for key, demand in demands.items() if key in functions
         }
         for key in self._reports[gateway_id]:
-            self._remember(functions[key], demands[key], now)
+            self._remember(gateway_id, functions[key], demands[key], now)
         was_busy = {key for key, (demand, _) in before.items() if _busy(demand)}
         return was_busy ^ {key for key, demand in demands.items() if _busy(demand)}
 
@@ -129,7 +132,19 @@ class DemandLedger:
         if gateway_id not in self._reports:
             self.hear(gateway_id, {}, {}, now)
         self._reports[gateway_id][function.key] = (demand, now)
-        self._remember(function, demand, now)
+        self._remember(gateway_id, function, demand, now)
+
+    def autoscale(self, replicas: Callable[[str], tuple[int, int]], now: float) -> None:
+        """Let the averages of the load decide where they are to, every two seconds.
+
+        `replicas` are how many instances of a function serve, and how many there are in all.
+        """
+        for key in self._autoscaler.followed():
+            ready, existing = replicas(key)
+            known = self.demand_of(key, now)
+            if existing or known.busy:
+                self._autoscaler.hear(key, known.in_flight + known.queued, now)
+            self._autoscaler.tick(key, ready, existing, now)
 
     def demand_of(self, key: str, now: float) -> Demand:
         """All that is known of the demand for one function."""
@@ -154,6 +169,8 @@ class DemandLedger:
             calls=calls,
             calls_since=now - age if calls else -math.inf,
             start_seconds=memory.start_seconds,
+            queued_tokens=sum(demand.queued_tokens for demand in fresh),
+            autoscaled=self._autoscaler.decision(key),
         )
 
     def failed(self, instance: InstanceRecord, error: StokerError, now: float) -> bool:
@@ -204,10 +221,15 @@ class DemandLedger:
         """The failures of every function that has some."""
         return {key: m.failure for key, m in self._memories.items() if m.failure}
 
-    def _remember(self, function: FunctionRecord, demand: FunctionDemand, now: float) -> None:
+    def _remember(
+        self, gateway_id: str, function: FunctionRecord, demand: FunctionDemand, now: float
+    ) -> None:
         memory = self._memories.setdefault(function.key, _Memory(self._unknown))
         memory.called_version = max(memory.called_version, demand.called_version)
-        total = needed(function, self.demand_of(function.key, now))
+        known = self.demand_of(function.key, now)
+        self._autoscaler.hear(function.key, known.in_flight + known.queued, now)
+        self._autoscaler.count(function.key, gateway_id, demand.requests, now)
+        total = needed(function, known)
         moments = [now] * total
         if not moments and math.isfinite(demand.idle_seconds):
             moments = [now - demand.idle_seconds]
@@ -246,6 +268,7 @@ class DemandLedger:
     def _forget(self, key: str) -> None:
         self._idle.forget(key)
         self._calls.forget(key)
+        self._autoscaler.forget(key)
 
 
 def _busy(demand: FunctionDemand) -> bool:

@@ -83,6 +83,7 @@ class Picture:
             self.ledger.follow(snapshot.functions, snapshot.function_versions, now)
         self._learn(snapshot, instances, now)
         self.ledger.settle(now)
+        self.ledger.autoscale(snapshot.replicas_of, now)
         more_room = self._release_addresses(now) or more_room
         return touched & snapshot.functions.keys(), more_room
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from stoker.placement.choice import Ask, Candidate, Decision, choose
-from stoker.placement.estimate import SSD_BANDWIDTH_DEFAULT
 from stoker.placement.fleet import Fleet, Placed
 from stoker.placement.forecast import forecast
 from stoker.placement.keepalive import greedy_dual, waiting_cost
@@ -149,14 +148,16 @@ def usable(snapshot: Snapshot, key: str, now: float) -> tuple[Assignment, ...]:
 def note_spare(fleet: Fleet, function: FunctionRecord, demand: Demand, now: float) -> None:
     """Note whether instances of the function may be stopped to make room, and at what cost.
 
-    The cost is the wait for a start, times the odds that a call comes while it would be kept.
+    The cost is the wait for a start, times the odds that a call comes while it would be kept. Its
+    weights stay in memory, so a start only has to copy them to its devices, if it has some.
     """
     placed = fleet.of_function(function.key)
     if demand.busy or len(placed) <= called_for(function, demand, now):
         fleet.note_spare(function.key, None)
         return
     weight_bytes = function.checkpoint.weight_bytes if function.checkpoint else 0
-    seconds = demand.start_seconds + weight_bytes / SSD_BANDWIDTH_DEFAULT
+    to_device = float(fleet.rows.device_bandwidth[placed[0].row])
+    seconds = demand.start_seconds + weight_bytes / to_device
     kept_seconds = min(demand.retention.keep_seconds, KEPT_SECONDS_MAXIMUM)
     called = -math.expm1(-demand.rate(now) * kept_seconds)
     fleet.note_spare(function.key, seconds * called)

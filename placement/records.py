@@ -20,9 +20,7 @@ may add one; another version is refused.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,8 +28,10 @@ from typing import Any, Literal, TypeVar
 
 import orjson
 
+from stoker.placement.building import build
 from stoker.placement.errors import BadRequest
 from stoker.placement.function_code import HandlerKind
+from stoker.placement.kpa import Kpa
 
 ENCODING_VERSION = 1
 
@@ -54,13 +54,17 @@ class Scaling:
     """How many instances a function may have, and when they go.
 
     `concurrency` is the hard limit of requests in flight in one instance. Without `idle_seconds`
-    the leader decides by what it has learnt of the function.
+    the leader decides by what it has learnt of the function. With `kpa` averages of the load say
+    how many there should be, with `llm` bands of use and the tokens that wait, and with neither
+    the requests of this moment.
     """
 
     minimum: int = 0
     maximum: int = 1
     concurrency: int = 16
     idle_seconds: float | None = None
+    kpa: Kpa | None = None
+    llm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,12 +282,16 @@ class FunctionDemand:
 
     `called_version` is the store's version of the function's record that the gateway knew when it
     was last called, -1 if it never was: no clock tells what came first, a call or a scale request.
+    `requests` have come in all since the gateway began; `queued_tokens` are about what those that
+    wait have for their prompts.
     """
 
     in_flight: int
     queued: int
     idle_seconds: float
     called_version: int = -1
+    requests: int = 0
+    queued_tokens: int = 0
     request_seconds: float = 0.0
 
 
@@ -348,52 +356,5 @@ def decode(cls: type[_R], payload: bytes) -> _R:
             f"Expected a {cls.__name__} of version {ENCODING_VERSION}, found version {version!r}.",
             "Run the same release of Stoker on every machine.",
         )
-    value = _build(cls, fields, cls.__name__)
+    value = build(cls, fields, cls.__name__)
     return typing.cast(_R, value)
-
-
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def _build(kind: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _build_dataclass(typing.cast(type, kind), value, where)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return _build(next(a for a in arguments if a is not type(None)), value, where)
-    if origin is Literal:
-        return _expect(value in arguments, value, where, " | ".join(map(str, arguments)))
-    if origin is tuple:
-        _expect(isinstance(value, list), value, where, "a list")
-        return tuple(_build(arguments[0], item, where) for item in value)
-    if origin is not None and issubclass(origin, Mapping):
-        _expect(isinstance(value, dict), value, where, "an object")
-        return {key: _build(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if kind is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(_expect(number, value, where, "a number"))
-    exact = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-    return _expect(exact, value, where, kind.__name__)
-
-
-def _build_dataclass(cls: type, value: Any, where: str) -> Any:
-    _expect(isinstance(value, dict), value, where, "an object")
-    known = {}
-    for f in dataclasses.fields(cls):
-        if f.name in value:
-            known[f.name] = _build(_hints(cls)[f.name], value[f.name], f"{where}.{f.name}")
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise BadRequest(f"Expected the field {where}.{f.name}, found none.")
-    return cls(**known)
-
-
-def _expect(holds: bool, value: Any, where: str, expected: str) -> Any:
-    if not holds:
-        raise BadRequest(f"Expected {expected} in {where}, found {value!r:.80}.")
-    return value

@@ -4,6 +4,10 @@ What may be *started* and what may be *kept* are two numbers. Demand, the minimu
 request and a request that is due start instances; recent demand only keeps those that exist. So a
 failed or outdated instance is not started again merely because somebody called the function a
 minute ago. What the user said of idle instances outranks what was learnt.
+
+Three ways to count: the requests of this moment; averages of the load (`kpa`); and for models
+bands of use (`llm`), where a start takes long: what is loading counts as there, prompts that wait
+count by their tokens, and instances go one at a time.
 """
 
 from __future__ import annotations
@@ -11,10 +15,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from stoker.placement.autoscaler import Autoscaled
 from stoker.placement.estimate import PROCESS_SECONDS
 from stoker.placement.keepalive import ageing_rate
+from stoker.placement.kpa import GRACE_SECONDS
 from stoker.placement.records import FunctionRecord
 from stoker.placement.retention import IDLE_SECONDS_DEFAULT, UNKNOWN, Retention
+
+# The bands of use of `llm`: above the one an instance is added, below the other one may go. Few
+# requests per instance leave no room between them.
+BAND_HIGH, BAND_LOW = 0.8, 0.5
+BAND_CONCURRENCY_MINIMUM = 4
+# Tokens of prompts per second that an instance takes, where none were measured.
+PROMPT_TOKENS_PER_SECOND = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +40,7 @@ class Demand:
     Nothing starts before `not_before`; nodes in `avoid` failed it last and come last. `retention`
     is what its idle times speak for; the last `calls`, since `calls_since`, how often it is called.
     One request takes an instance `request_seconds`, 0 as long as that is not known.
+    `queued_tokens` are the prompts' of what waits, 0 if unknown; `autoscaled` is what averages say.
     """
 
     in_flight: int = 0
@@ -41,6 +55,8 @@ class Demand:
     calls_since: float = -math.inf
     request_seconds: float = 0.0
     start_seconds: float = PROCESS_SECONDS
+    queued_tokens: int = 0
+    autoscaled: Autoscaled | None = None
 
     @property
     def busy(self) -> bool:
@@ -64,8 +80,14 @@ def needed(function: FunctionRecord, demand: Demand) -> int:
 
 def called_for(function: FunctionRecord, demand: Demand, now: float) -> int:
     """The instances that somebody asked for: by requests, the minimum or a scale request."""
-    floor = _floor(function, demand, now)
-    return min(max(needed(function, demand), floor), function.scaling.maximum)
+    if function.scaling.kpa is not None:
+        averaged = demand.autoscaled.desired if demand.autoscaled else None
+        by_load = max(averaged or 0, int(demand.busy))
+    elif function.scaling.llm:
+        by_load = band(function, demand)[0]
+    else:
+        by_load = needed(function, demand)
+    return min(max(by_load, _floor(function, demand, now)), function.scaling.maximum)
 
 
 def startable(
@@ -84,7 +106,39 @@ def desired(
 ) -> int:
     """How many instances there should be, when `existing` are serving or starting."""
     target = startable(function, demand, now, lead_seconds)
-    return max(target, min(existing, _kept(function, demand, now), function.scaling.maximum))
+    kept = min(existing, _kept(function, demand, existing, now), function.scaling.maximum)
+    if function.scaling.llm:
+        return _banded(function, demand, existing, max(target, kept))
+    return max(target, kept)
+
+
+def band(function: FunctionRecord, demand: Demand) -> tuple[int, int]:
+    """The fewest and the most instances that the load of a model leaves in their bands of use.
+
+    Prompts that wait are worth a start if working them off takes longer than that.
+    """
+    concurrency = function.scaling.concurrency
+    roomy = concurrency > BAND_CONCURRENCY_MINIMUM
+    high = concurrency * (BAND_HIGH if roomy else 1.0)
+    low = concurrency * (BAND_LOW if roomy else 1.0)
+    if demand.queued_tokens:
+        start_tokens = PROMPT_TOKENS_PER_SECOND * demand.start_seconds
+        load = demand.in_flight + high * demand.queued_tokens / start_tokens
+    else:
+        load = demand.in_flight + demand.queued
+    fewest, most = math.ceil(load / high), math.ceil(load / low)
+    return max(fewest, int(demand.busy)), max(most, int(demand.busy))
+
+
+def _banded(function: FunctionRecord, demand: Demand, existing: int, target: int) -> int:
+    """Up to the middle of the band at once, down by one, and only from above the band."""
+    scaling, (fewest, most) = function.scaling, band(function, demand)
+    stated = demand.requested_at is not None and not demand.called_since
+    if existing < fewest:
+        return max(target, min((fewest + most) // 2, scaling.maximum))
+    if existing <= target or stated:
+        return target
+    return min(max(target, min(existing, most), existing - 1), scaling.maximum)
 
 
 def _floor(function: FunctionRecord, demand: Demand, now: float) -> int:
@@ -104,13 +158,15 @@ def _due(function: FunctionRecord, demand: Demand, now: float, lead_seconds: flo
     """1 if an instance should be there for a request that its idle times let expect."""
     stated = demand.requested_at is not None and not demand.called_since
     # A client's word, on idle instances or how many there should be, is not second-guessed.
-    if function.scaling.idle_seconds is not None or stated:
+    if function.scaling.idle_seconds is not None or function.scaling.kpa is not None or stated:
         return 0
     return int(demand.retention.expects(now - demand.last_active, lead_seconds))
 
 
-def _kept(function: FunctionRecord, demand: Demand, now: float) -> int:
+def _kept(function: FunctionRecord, demand: Demand, existing: int, now: float) -> int:
     requested, requested_at = function.replicas_requested, demand.requested_at
+    if function.scaling.kpa is not None:
+        return _kept_by_averages(function, demand, existing, now)
     keep_seconds = function.scaling.idle_seconds
     if keep_seconds is None:
         keep_seconds = demand.retention.keep_seconds
@@ -125,3 +181,16 @@ def _kept(function: FunctionRecord, demand: Demand, now: float) -> int:
         if now - moment < keep_seconds and not overruled:
             kept = index + 1
     return kept
+
+
+def _kept_by_averages(function: FunctionRecord, demand: Demand, existing: int, now: float) -> int:
+    """Knative's grace: the last instance stays for a while after the load called for none."""
+    if function.replicas_requested == 0 and not demand.called_since:
+        return 0
+    decision = demand.autoscaled
+    if decision is None or decision.desired is None:
+        return existing  # No word for a whole window is no decision.
+    if decision.inactive_since is None:
+        return 0
+    grace_seconds = max(GRACE_SECONDS, function.scaling.idle_seconds or 0.0)
+    return int(now - decision.inactive_since < grace_seconds)

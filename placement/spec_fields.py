@@ -43,6 +43,15 @@ def whole_number(key: str, text: str, least: int, most: int, unit: str) -> int:
     return int(text)
 
 
+def number(key: str, text: str, least: float, most: float, unit: str) -> float:
+    """The number in `text`; BadSpec if it is none between `least` and `most`."""
+    if not re.fullmatch(r"-?\d{1,9}(?:\.\d{1,9})?", text, re.ASCII) or not (
+        least <= float(text) <= most
+    ):
+        refuse(key, f"{unit} from {least:g} to {most:g}", text)
+    return float(text)
+
+
 def text_field(body: Mapping[str, Any], key: str) -> str:
     value = body.get(key)
     if value is None:
@@ -86,3 +95,28 @@ def list_field(body: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 def refuse(key: str, expected: str, found: object) -> NoReturn:
     raise BadSpec(f"Expected {expected} at {key}, found {found!r:.100}.", f"Correct {key}.")
+
+
+class Stated:
+    """Keys among labels or annotations, wherever they stand; BadSpec where two contradict."""
+
+    def __init__(self, labels: Mapping[str, str], annotations: Mapping[str, str]) -> None:
+        self._places = (labels, annotations)
+
+    def text(self, keys: tuple[str, ...]) -> str | None:
+        found = [(key, p[key]) for key in keys for p in self._places if key in p]
+        for key, value in found[1:]:
+            if value != found[0][1]:
+                raise BadSpec(
+                    f"Expected one value, found {found[0][0]}: {found[0][1]!r:.40} and "
+                    f"{key}: {value!r:.40}.",
+                    "Keep one of the two.",
+                )
+        return found[0][1] if found else None
+
+    def key_of(self, keys: tuple[str, ...]) -> str:
+        return next((key for key in keys if any(key in p for p in self._places)), keys[0])
+
+    def whole(self, keys: tuple[str, ...], least: int, most: int, unit: str) -> int | None:
+        text = self.text(keys)
+        return None if text is None else whole_number(self.key_of(keys), text, least, most, unit)

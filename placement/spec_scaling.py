@@ -1,9 +1,10 @@
 """The scaling keys of a function spec.
 
 They may stand among the labels or the annotations, `autoscaling.knative.dev/` keys in
-kebab or camel case. They count requests in flight: a target that is meant per second or as a share
-of a CPU (`com.openfaas.scale.type: rps`, `autoscaling.knative.dev/metric: cpu`, …) is kept but is
-no limit of concurrency. Two keys that mean the same must say the same.
+kebab or camel case. A target of requests in flight is the limit of concurrency too; one that is
+meant per second is none, and one that is meant as a share of a CPU (`com.openfaas.scale.type: cpu`,
+`autoscaling.knative.dev/metric: cpu`, …) is kept but nothing acts on it. Two keys that mean the
+same must say the same.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Mapping
 
 from stoker.placement.errors import BadSpec
 from stoker.placement.records import Scaling
-from stoker.placement.spec_fields import PREFIX, duration_seconds, refuse, whole_number
+from stoker.placement.spec_fields import PREFIX, Stated, duration_seconds, refuse
+from stoker.placement.spec_kpa import KNATIVE, OPENFAAS, kpa_of, llm_of
 
 INSTANCES_MAXIMUM = 1000
 CODE_INSTANCES_DEFAULT = 4
@@ -20,8 +22,6 @@ MODEL_INSTANCES_DEFAULT = 1
 CONCURRENCY_MAXIMUM = 1000
 IDLE_SECONDS_MAXIMUM = 30 * 86_400.0
 
-OPENFAAS = "com.openfaas.scale."
-KNATIVE = "autoscaling.knative.dev/"
 _MINIMUM_KEYS = (OPENFAAS + "min", KNATIVE + "min-scale", KNATIVE + "minScale")
 _MAXIMUM_KEYS = (OPENFAAS + "max", KNATIVE + "max-scale", KNATIVE + "maxScale")
 _IDLE_KEYS = (
@@ -36,7 +36,7 @@ def scaling_of(
     labels: Mapping[str, str], annotations: Mapping[str, str], is_model: bool
 ) -> Scaling:
     """What the keys ask for; BadSpec for a value that is none, or two that contradict."""
-    stated = _Stated(labels, annotations)
+    stated = Stated(labels, annotations)
     minimum = stated.whole(_MINIMUM_KEYS, 0, INSTANCES_MAXIMUM, "instances")
     maximum = stated.whole(_MAXIMUM_KEYS, 0, INSTANCES_MAXIMUM, "instances")
     if maximum == 0:
@@ -51,15 +51,18 @@ def scaling_of(
         )
     least = _least(stated, minimum or 0)
     default = MODEL_INSTANCES_DEFAULT if is_model else CODE_INSTANCES_DEFAULT
+    concurrency = _concurrency(stated)
     return Scaling(
         minimum=least,
         maximum=maximum if maximum is not None else max(default, least),
-        concurrency=_concurrency(stated),
+        concurrency=concurrency,
         idle_seconds=_idle_seconds(stated),
+        kpa=kpa_of(stated, concurrency),
+        llm=llm_of(stated),
     )
 
 
-def _least(stated: _Stated, minimum: int) -> int:
+def _least(stated: Stated, minimum: int) -> int:
     zero = stated.text((OPENFAAS + "zero",))
     if zero not in (None, "true", "false"):
         refuse(OPENFAAS + "zero", "true or false", zero)
@@ -75,7 +78,7 @@ def _least(stated: _Stated, minimum: int) -> int:
     return 0 if zero == "true" else minimum
 
 
-def _concurrency(stated: _Stated) -> int:
+def _concurrency(stated: Stated) -> int:
     keys = []
     if stated.text((OPENFAAS + "type",)) in (None, "capacity", "inflight"):
         keys.append(OPENFAAS + "target")
@@ -85,7 +88,7 @@ def _concurrency(stated: _Stated) -> int:
     return Scaling().concurrency if target is None else target
 
 
-def _idle_seconds(stated: _Stated) -> float | None:
+def _idle_seconds(stated: Stated) -> float | None:
     text = stated.text(_IDLE_KEYS)
     if text is None:
         return None
@@ -97,28 +100,3 @@ def _idle_seconds(stated: _Stated) -> float | None:
             text,
         )
     return seconds
-
-
-class _Stated:
-    """The scaling keys, wherever they stand; BadSpec where two contradict each other."""
-
-    def __init__(self, labels: Mapping[str, str], annotations: Mapping[str, str]) -> None:
-        self._places = (labels, annotations)
-
-    def text(self, keys: tuple[str, ...]) -> str | None:
-        found = [(key, p[key]) for key in keys for p in self._places if key in p]
-        for key, value in found[1:]:
-            if value != found[0][1]:
-                raise BadSpec(
-                    f"Expected one value, found {found[0][0]}: {found[0][1]!r:.40} and "
-                    f"{key}: {value!r:.40}.",
-                    "Keep one of the two.",
-                )
-        return found[0][1] if found else None
-
-    def key_of(self, keys: tuple[str, ...]) -> str:
-        return next((key for key in keys if any(key in p for p in self._places)), keys[0])
-
-    def whole(self, keys: tuple[str, ...], least: int, most: int, unit: str) -> int | None:
-        text = self.text(keys)
-        return None if text is None else whole_number(self.key_of(keys), text, least, most, unit)

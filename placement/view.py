@@ -110,6 +110,12 @@ class Snapshot:
         """Every assignment of the function, in the order of their ids."""
         return (self.assignment_index or {}).get(function_key, ())
 
+    def replicas_of(self, function_key: str) -> tuple[int, int]:
+        """How many of the function's assignments serve, and how many there are."""
+        assigned = self.assignments_of(function_key)
+        found = (self.instances.get(assignment.instance_id) for assignment in assigned)
+        return sum(i is not None and i.state == "serving" for i in found), len(assigned)
+
 
 @dataclass(slots=True)
 class _OwnWrite:

@@ -1,8 +1,10 @@
 """How long placement takes to decide, and how good its decisions are.
 
-    python benchmarks/placement/run.py [--decisions 5000]
+    python benchmarks/placement/run.py [--decisions 5000] [--data FOLDER] [--seeds 10]
 
-Runs on one core. Each part returns its figures and prints its table; the last line is JSON.
+Decisions are timed on one core; how good they are is simulated (`w2.py`), with the lengths of real
+data sets where --data names their folder, else as they are documented. Each part returns its
+figures and prints its table; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import sys
 from pathlib import Path
 
 import decisions
+import large
+import w2
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,6 +24,11 @@ ROOT = Path(__file__).resolve().parents[2]
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--decisions", type=int, default=5000, help="timed ones, for each figure")
+    parser.add_argument("--data", type=Path, help="folder of the data sets' lengths")
+    parser.add_argument("--seeds", type=int, default=10, help="of each simulated cell")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of virtual time, of each")
+    parser.add_argument("--rps", type=float, nargs="+", default=list(w2.RATES))
+    parser.add_argument("--processes", type=int, default=1, help="that simulate")
     parser.add_argument(
         "--output", type=Path, default=ROOT / "build" / "benchmarks" / "placement.json"
     )
@@ -65,9 +74,22 @@ def deciding(times: int) -> dict[str, object]:
     }
 
 
+def simulating(arguments: argparse.Namespace) -> dict[str, object]:
+    """W2 under every policy, and how long a large cluster takes to simulate."""
+    cells = w2.run(
+        w2.every_cell(arguments.rps),
+        arguments.seeds,
+        arguments.minutes,
+        arguments.data,
+        arguments.processes,
+    )
+    w2.show(cells)
+    return {**w2.figures(cells), **large.figures()}
+
+
 def main() -> int:
     arguments = parse()
-    figures = {**deciding(arguments.decisions)}
+    figures = {**deciding(arguments.decisions), **simulating(arguments)}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(figures, indent=2))
     print(json.dumps({"benchmark": "placement", "figures": figures}))

@@ -37,9 +37,11 @@ def test_every_command_has_a_sentence_of_help() -> None:
         "logs",
         "ls",
         "model",
+        "plan",
         "ps",
         "rm",
         "scale",
+        "simulate",
         "up",
         "why",
     ]

@@ -4,10 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stoker.placement.autoscaler import Autoscaled
 from stoker.placement.histogram import Window
+from stoker.placement.kpa import Kpa
 from stoker.placement.records import FunctionRecord, Scaling
 from stoker.placement.retention import Retention
-from stoker.placement.scale import Demand, called_for, desired, needed, startable
+from stoker.placement.scale import Demand, band, called_for, desired, needed, startable
 
 FUNCTION = FunctionRecord(
     "f", "ns", "img", scaling=Scaling(minimum=0, maximum=4, concurrency=2, idle_seconds=60.0)
@@ -182,3 +184,80 @@ def test_bounds_hold_whatever_was_asked(
         assert found >= minimum
     if not demand.busy and replicas is None:
         assert found <= max(existing, minimum)
+
+
+AVERAGED = dataclasses.replace(
+    FUNCTION, scaling=Scaling(minimum=0, maximum=20, concurrency=1, kpa=Kpa(target=1.0))
+)
+
+
+@pytest.mark.parametrize(
+    ("decision", "busy", "existing", "expected"),
+    [
+        (Autoscaled(8), 5, 0, 8),
+        (Autoscaled(4), 0, 8, 4),
+        (Autoscaled(40), 9, 8, 20),  # its maximum
+        (Autoscaled(0, NOW - 29.0), 0, 1, 1),  # grace
+        (Autoscaled(0, NOW - 30.0), 0, 1, 0),
+        (Autoscaled(0, NOW), 1, 0, 1),  # somebody waits
+        (Autoscaled(None), 0, 3, 3),  # no data is no decision
+        (None, 0, 2, 2),
+    ],
+)
+def test_averages_decide_where_the_function_says_so(
+    decision: Autoscaled | None, busy: int, existing: int, expected: int
+) -> None:
+    demand = Demand(queued=busy, autoscaled=decision, last_needed=(NOW,) * 9)
+    assert desired(AVERAGED, demand, existing, NOW) == expected
+
+
+def test_the_retention_period_outlasts_the_grace() -> None:
+    scaling = dataclasses.replace(AVERAGED.scaling, idle_seconds=50.0)
+    function = dataclasses.replace(AVERAGED, scaling=scaling)
+    for since, expected in ((49.0, 1), (50.0, 0)):
+        demand = Demand(autoscaled=Autoscaled(0, NOW - since))
+        assert desired(function, demand, 1, NOW) == expected
+
+
+def test_scaling_to_zero_overrules_the_averages() -> None:
+    demand = Demand(autoscaled=Autoscaled(0, NOW), requested_at=NOW)
+    assert desired(asked(AVERAGED, 0), demand, 3, NOW) == 0
+
+
+MODEL = dataclasses.replace(
+    FUNCTION, scaling=Scaling(maximum=9, concurrency=10, idle_seconds=60.0, llm=True)
+)
+
+
+def test_a_model_goes_to_the_middle_of_its_band_at_once() -> None:
+    assert desired(MODEL, Demand(in_flight=10, queued=14), 1, NOW) == 4  # of 3 to 5
+    assert desired(MODEL, Demand(in_flight=30), 4, NOW) == 4
+    assert desired(MODEL, Demand(in_flight=200), 4, NOW) == 9
+
+
+def test_what_is_loading_counts_as_there() -> None:
+    assert startable(MODEL, Demand(in_flight=8), NOW) == 1
+    assert desired(MODEL, Demand(in_flight=16, queued=8), 3, NOW) == 3
+
+
+def test_a_model_lets_instances_go_one_at_a_time_and_only_above_its_band() -> None:
+    long_ago = (NOW - 300.0,) * 6
+    quiet = Demand(in_flight=10, last_needed=long_ago)
+    assert [desired(MODEL, quiet, n, NOW) for n in (6, 5, 3, 2)] == [5, 4, 2, 2]
+    idle = Demand(last_needed=long_ago)
+    assert [desired(MODEL, idle, n, NOW) for n in (3, 2, 1)] == [2, 1, 0]
+    recent = Demand(last_needed=(NOW - 10.0, NOW - 10.0, NOW - 100.0))
+    assert [desired(MODEL, recent, n, NOW) for n in (4, 3, 2)] == [3, 2, 2]
+
+
+def test_waiting_prompts_count_by_their_tokens() -> None:
+    short = Demand(in_flight=8, queued=4, queued_tokens=100, start_seconds=2.0)
+    assert band(MODEL, short)[0] == 2
+    long = dataclasses.replace(short, queued_tokens=8000)
+    assert band(MODEL, long)[0] == 5
+
+
+def test_few_requests_per_instance_leave_no_room_in_the_band() -> None:
+    scaling = dataclasses.replace(MODEL.scaling, concurrency=1)
+    function = dataclasses.replace(MODEL, scaling=scaling)
+    assert desired(function, Demand(queued=5), 0, NOW) == 5
