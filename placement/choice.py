@@ -12,22 +12,23 @@ one. What is picked is what comparing every node would find.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stoker.placement.estimate import CONTROL_SECONDS, Stages, resume_seconds
+from stoker.placement.estimate import Stages
 from stoker.placement.fleet import Fleet, Placed
 from stoker.placement.fleet_rows import Bools, Floats, Ints
 from stoker.placement.forecast import Forecast, forecast
 from stoker.placement.link_queues import Link
 from stoker.placement.placing import PRESENT_ABILITIES, STOKER, Abilities, Placing
 from stoker.placement.records import FunctionRecord
-from stoker.placement.room import Lack, Option, Room, Victim, make_room
+from stoker.placement.room import Lack, Room, Victim, make_room
 from stoker.placement.survey import Survey, survey
+from stoker.placement.ways import Giving, Ways
 
 # Nodes that are at most so much later than the soonest count as equally soon for spreading.
 NEAR_SHARE = 0.1
@@ -87,9 +88,6 @@ class Decision:
     survey: Survey
 
 
-Giving = Callable[[Placed], tuple[float, tuple[float, ...]] | None]
-
-
 def nothing_gives(_placed: Placed) -> None:
     """No idle instance may be stopped."""
 
@@ -125,11 +123,10 @@ class _Choice:
         self._ask = ask
         self._now = now
         self._placing = placing
-        self._abilities = abilities
-        self._giving = giving
+        self._peers = placing.careful and abilities.peers
         self._forecast = self._predict(ask.function)
         self._survey = survey(fleet, ask.function)
-        self._targets: dict[str, tuple[Bools, Floats]] = {}
+        self._ways = Ways(fleet, ask.function, now, placing, abilities, giving, self._predict)
 
     def decide(self) -> Decision:
         fleet, ask, predicted, seen = self._fleet, self._ask, self._forecast, self._survey
@@ -161,9 +158,8 @@ class _Choice:
         )
 
     def _predict(self, function: FunctionRecord) -> Forecast:
-        peers = self._placing.careful and self._abilities.peers
-        overlapped = self._placing.overlapped
-        return forecast(self._fleet, function, self._now, overlapped=overlapped, peers=peers)
+        how = {"overlapped": self._placing.overlapped, "peers": self._peers}
+        return forecast(self._fleet, function, self._now, **how)
 
     def _keys(self, possible: Bools, free: Bools) -> list[Column]:
         """What outranks the cost, first things first."""
@@ -217,89 +213,31 @@ class _Choice:
 
     def _may_make_room(self, cost: Floats) -> Bools:
         """The rows that may make room, with the least that it can cost put into `cost`."""
-        fleet, function, placing = self._fleet, self._ask.function, self._placing
-        rows, size = fleet.rows, fleet.rows.size
+        rows, size = self._fleet.rows, self._fleet.rows.size
         blocked = self._survey.able & ~self._survey.free & (rows.spares[:size] > 0)
         if not self._ask.waited or not blocked.any():
             return np.zeros(size, np.bool_)
-        loss = rows.least_loss[:size].copy()
-        for placed in fleet.of_function(function.key):
-            if placed.assignment.generation != function.generation:
-                # It gives its place to its successor, also while it is busy.
-                loss[placed.row] = 0.0
-        if placing.preempts and self._abilities.preempt:
-            loss[rows.busy[:size] > 0] = 0.0
-        least = self._forecast.seconds + loss
-        if placing.waits:
-            frees_in = np.maximum(0.0, rows.frees_at[:size] - self._now)
-            least = np.minimum(least, self._forecast.after(frees_in))
-        if placing.migrates and self._abilities.migrate:
-            pause = resume_seconds(rows.least_tokens[:size])
-            soonest = float(rows.process_seconds[:size][rows.present[:size]].min())
-            least = np.minimum(least, self._forecast.after(pause + CONTROL_SECONDS + soonest))
+        least = self._ways.least_costs(self._forecast)
         may = np.asarray(blocked & np.isfinite(least))
         cost[may] = least[may]
         return may
 
     def _room(self, row: int) -> Room | None:
-        fleet, rows = self._fleet, self._fleet.rows
+        fleet, rows, checkpoint = self._fleet, self._fleet.rows, self._ask.function.checkpoint
         lack = Lack(
             max(0, int(rows.slots_used[row]) + 1 - int(rows.slots[row])),
             max(0, int(self._survey.devices[row]) - int(rows.devices_free[row])),
-            self._ask.function.checkpoint,
+            checkpoint,
         )
-        options = [option for placed in fleet.on_row(row) for option in self._options(placed)]
-        return make_room(fleet, row, lack, options, serial=not self._placing.overlapped)
 
-    def _options(self, placed: Placed) -> list[Option]:
-        """The ways in which this instance may go."""
-        work, assignment = placed.work, placed.assignment
-        if work is None:
-            given = self._giving(placed)
-            if given is None:
-                return []
-            return [Option(Victim(assignment, "stop", 0.0), given[0], given[1], placed)]
-        if assignment.function == self._ask.function.key:
-            return []  # It goes on with whoever waits.
-        placing, can, found = self._placing, self._abilities, []
-        left = max(0.0, work.ends_at - self._now)
-        if placing.waits and left < math.inf:
-            found.append(Option(Victim(assignment, "wait", left), 0.0, (left,), placed))
-        target = None
-        if placing.migrates and can.migrate and work.resumable:
-            target = self._target(placed)
-        if target is not None:
-            row, start = target
-            pause = resume_seconds(work.tokens)
-            victim = Victim(assignment, "migrate", start + pause, self._fleet.rows.ids[row])
-            loss = pause if placing.careful else 0.0
-            found.append(Option(victim, loss, (loss,), placed))
-        if placing.preempts and can.preempt and self._may_preempt(placed):
-            loss = left if placing.careful and left < math.inf else 0.0
-            found.append(Option(Victim(assignment, "preempt", 0.0), loss, (loss,), placed))
-        return found
+        def start_seconds(room_seconds: float) -> float:
+            return float(self._forecast.after(room_seconds, row))
 
-    def _may_preempt(self, placed: Placed) -> bool:
-        owner = self._fleet.functions.get(placed.assignment.function)
-        if not self._placing.careful or owner is None:
-            return True
-        return owner.priority < self._ask.function.priority
-
-    def _target(self, placed: Placed) -> tuple[int, float] | None:
-        """Where the instance's work would go on soonest, and how long its start there takes."""
-        function = self._fleet.functions.get(placed.assignment.function)
-        if function is None:
-            return None
-        seen = self._targets.get(function.key)
-        if seen is None:
-            free = survey(self._fleet, function).free
-            seconds = self._predict(function).seconds if free.any() else np.zeros(len(free))
-            seen = self._targets[function.key] = free, seconds
-        free, seconds = seen
-        others = free.copy()
-        others[placed.row] = False
-        row = _least(others, [seconds, self._fleet.rows.rank[: len(free)]])
-        return None if row is None else (row, float(seconds[row]))
+        # Who frees a slot is enough where nothing else lacks; then most need no close look.
+        one = lack.slots == 1 and lack.devices == 0 and fleet.holdings.fits(row, checkpoint)
+        options = self._ways.of(row, start_seconds if one else None)
+        serial = not self._placing.overlapped
+        return make_room(fleet, row, lack, options, start_seconds, serial=serial)
 
     def _candidate(self, row: int, room: Room | None) -> Candidate:
         fleet, function, predicted = self._fleet, self._ask.function, self._forecast

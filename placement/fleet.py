@@ -19,6 +19,7 @@ from typing import TypeVar
 from stoker.placement.fleet_rows import Rows
 from stoker.placement.holdings import Holdings
 from stoker.placement.learnt import Learnt
+from stoker.placement.movables import Movables
 from stoker.placement.records import (
     Assignment,
     CheckpointRef,
@@ -75,6 +76,7 @@ class Fleet:
         self.rows = Rows()
         self.holdings = Holdings(self.rows)
         self.learnt = Learnt(self.rows)
+        self.movables = Movables()
         self.functions: dict[str, FunctionRecord] = {}
         self.nodes: dict[str, NodeRecord] = {}
         self.instances: dict[str, InstanceRecord] = {}
@@ -122,6 +124,7 @@ class Fleet:
         placed = self._placed.get(instance_id)
         if placed is not None:
             placed.work = work
+            self._note_movable(placed)
             self._sum_up(placed.row)
 
     def note_spare(self, function_key: str, loss_seconds: float | None) -> None:
@@ -289,6 +292,7 @@ class Fleet:
             return
         key, row = placed.assignment.function, placed.row
         del self.assignments[instance_id]
+        self.movables.drop(instance_id)
         self.doubtful.pop(instance_id, None)
         self._lift(placed, now)
         _remove(self._by_function, key, instance_id)
@@ -304,6 +308,7 @@ class Fleet:
         assignment = placed.assignment
         function = self.functions.get(assignment.function)
         placed.checkpoint = function.checkpoint if function else None
+        self._note_movable(placed)
         if placed.checkpoint is None:
             return
         self.holdings.pin(placed.row, placed.checkpoint)
@@ -311,6 +316,15 @@ class Fleet:
         if placed.loading:
             names = (assignment.instance_id, assignment.source)
             self.holdings.begin(placed.row, placed.checkpoint, *names, now, deadline)
+
+    def _note_movable(self, placed: Placed) -> None:
+        function, work = self.functions.get(placed.assignment.function), placed.work
+        if function is None or work is None or not work.resumable:
+            self.movables.drop(placed.instance_id)
+            return
+        on_device = bool(function.devices) and all(n.kind != "cpu" for n in function.devices)
+        name, row, ref = placed.instance_id, placed.row, placed.checkpoint
+        self.movables.put(name, row, ref, work.tokens, needs_device=on_device)
 
     def _lift(self, placed: Placed, now: float) -> None:
         if placed.checkpoint is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,6 +41,8 @@ class Holdings:
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
         self._held: dict[str, _Held] = {}
+        # Which checkpoints a node holds some of, or loads.
+        self._on_row: dict[int, set[str]] = {}
 
     def columns(self, digest: str) -> tuple[Ints, Ints, Ints]:
         """(rows, DRAM bytes, SSD bytes) of the nodes that hold some of it."""
@@ -72,6 +75,18 @@ class Holdings:
         held = self._held.get(digest)
         return list(held.loads) if held else []
 
+    def digests(self, rows: Iterable[int]) -> set[str]:
+        """What is on one of the rows, or on its way there."""
+        return set().union(*(self._on_row.get(row, ()) for row in rows))
+
+    def fits(self, row: int, checkpoint: CheckpointRef | None) -> bool:
+        """Whether the node's pool has room for it beside what is pinned there."""
+        if checkpoint is None:
+            return True
+        held = self._held.get(checkpoint.digest)
+        more = 0 if held and row in held.pins else pool_bytes(checkpoint)
+        return int(self._rows.pinned_bytes[row]) + more <= int(self._rows.pool_bytes[row])
+
     def put(self, record: ResidentRecord, now: float) -> None:
         held = self._held.setdefault(record.digest, _Held())
         row, tiers = self._rows.hold(record.node_id), (record.dram_bytes, record.ssd_bytes)
@@ -80,6 +95,7 @@ class Holdings:
             self._rows.release(row)
         if before != tiers:
             held.bytes[row] = tiers
+            self._on_row.setdefault(row, set()).add(record.digest)
             self._changed(held, row, now)
 
     def drop(self, record: ResidentRecord, now: float) -> None:
@@ -87,6 +103,7 @@ class Holdings:
         if held is None or row is None or held.bytes.pop(row, None) is None:
             return
         self._changed(held, row, now)
+        self._left(row, record.digest, held)
         self._rows.release(row)
         self._tidy(record.digest)
 
@@ -119,6 +136,7 @@ class Holdings:
         if load is None:
             peer = self._rows.hold(source) if source else None
             load = held.loads[row] = _Load(checkpoint, peer, deadline)
+            self._on_row.setdefault(row, set()).add(checkpoint.digest)
         load.deadline = min(load.deadline, deadline)
         load.instances.add(instance_id)
         self._queue(held, row, load, now)
@@ -135,12 +153,19 @@ class Holdings:
         if load.instances:
             return
         del held.loads[row]
+        self._left(row, checkpoint.digest, held)
         queues.forget(Link.SSD, row, checkpoint.digest, now)
         queues.forget(Link.NET, row, checkpoint.digest, now)
         if load.peer is not None:
             queues.forget(Link.OUT, load.peer, (row, checkpoint.digest), now)
             self._rows.release(load.peer)
         self._tidy(checkpoint.digest)
+
+    def _left(self, row: int, digest: str, held: _Held) -> None:
+        if row not in held.bytes and row not in held.loads:
+            self._on_row[row].discard(digest)
+            if not self._on_row[row]:
+                del self._on_row[row]
 
     def _changed(self, held: _Held, row: int, now: float) -> None:
         held.columns = None

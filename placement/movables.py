@@ -20,6 +20,7 @@ class Movables:
     def __init__(self) -> None:
         self._entry: dict[str, int] = {}
         self._free: list[int] = []
+        self._without_devices: set[str] = set()
         self._count = 0
         self._code: dict[str, int] = {}
         self._row = np.zeros(_FIRST, np.int64)
@@ -27,18 +28,34 @@ class Movables:
         self._checkpoint = np.zeros(_FIRST, np.int64)
         self._weight_bytes = np.zeros(_FIRST)
 
+    @property
+    def all_on_devices(self) -> bool:
+        """Whether every one of them needs a device to go on."""
+        return not self._without_devices
+
     def put(
-        self, instance_id: str, row: int, checkpoint: CheckpointRef | None, tokens: int
+        self,
+        instance_id: str,
+        row: int,
+        checkpoint: CheckpointRef | None,
+        tokens: int,
+        *,
+        needs_device: bool,
     ) -> None:
         entry = self._entry.get(instance_id)
         if entry is None:
             entry = self._entry[instance_id] = self._next()
+        if needs_device:
+            self._without_devices.discard(instance_id)
+        else:
+            self._without_devices.add(instance_id)
         self._row[entry] = row
         self._tokens[entry] = tokens
         self._checkpoint[entry] = self._code_of(checkpoint)
 
     def drop(self, instance_id: str) -> None:
         entry = self._entry.pop(instance_id, None)
+        self._without_devices.discard(instance_id)
         if entry is not None:
             self._tokens[entry] = math.inf
             self._row[entry] = 0

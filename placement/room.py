@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,22 +54,103 @@ class Lack:
 
 
 def make_room(
-    fleet: Fleet, row: int, lack: Lack, options: Sequence[Option], *, serial: bool
+    fleet: Fleet,
+    row: int,
+    lack: Lack,
+    options: Sequence[Option],
+    start_seconds: Callable[[float], float],
+    *,
+    serial: bool,
 ) -> Room | None:
-    """The room that is there soonest, and of those the one that costs others least.
+    """The room with which the start, what it costs others included, is soonest.
 
-    No more go than must: victims come until there is room in slots and pool, those that are gone
-    soonest and cost least first (where only the pool lacks: by what they cost for their bytes), and
-    then every one goes free without whom it would still fit. Where devices lack, a dynamic
-    programme finds the best set. `serial`: one goes after the other, so times add up.
+    `start_seconds` says how long the start takes with room in so many seconds. `serial`: one
+    victim goes after the other, so their times add up. Where the pool lacks room too, victims are
+    taken by what they cost for their bytes, and every one goes free without whom it still fits.
     """
-    places = lack.slots > 0 or lack.devices > 0
+    found = None
+    if lack.devices > 0:
+        sizes = {o.placed.instance_id: len(o.placed.assignment.devices) for o in options}
+        found = _best(options, sizes, lack.devices, start_seconds, serial=serial)
+    elif lack.slots > 0:
+        sizes = {o.placed.instance_id: 1 for o in options}
+        found = _best(options, sizes, lack.slots, start_seconds, serial=serial)
+    if found is None or not _fits(fleet, row, lack, found):
+        found = _greedy(fleet, row, lack, options)
+    if found is None:
+        return None
+    seconds = [option.victim.seconds for option in found]
+    return Room(
+        tuple(option.victim for option in found),
+        sum(seconds) if serial else max(seconds, default=0.0),
+        sum(option.loss_seconds for option in found),
+    )
 
-    def rank(option: Option) -> tuple[object, ...]:
-        loss = option.loss_seconds if places else 0.0
-        return option.victim.seconds, loss, option.order, option.placed.instance_id
 
-    ordered = sorted(options, key=rank)
+def _best(
+    options: Sequence[Option],
+    sizes: dict[str, int],
+    count: int,
+    start_seconds: Callable[[float], float],
+    *,
+    serial: bool,
+) -> list[Option] | None:
+    """The set that frees `count` with the least start and loss together.
+
+    Side by side, the slowest counts: the cheapest set is found among the options that are no
+    slower, for one limit after the other, until the limit alone costs more.
+    """
+    if serial:
+        return cheapest(options, sizes, count, lambda o: o.victim.seconds + o.loss_seconds)
+    best: tuple[float, list[Option]] | None = None
+    for limit in sorted({option.victim.seconds for option in options}):
+        start = start_seconds(limit)
+        if best is not None and start >= best[0]:
+            break
+        soon = [option for option in options if option.victim.seconds <= limit]
+        found = cheapest(soon, sizes, count, lambda option: option.loss_seconds)
+        if found is not None:
+            cost = start + sum(option.loss_seconds for option in found)
+            if best is None or cost < best[0]:
+                best = cost, found
+    return best[1] if best else None
+
+
+def cheapest(
+    options: Sequence[Option],
+    sizes: dict[str, int],
+    count: int,
+    cost: Callable[[Option], float],
+) -> list[Option] | None:
+    """The options of least cost that free `count`: a dynamic programme, instances x what lacks.
+
+    `sizes` says what each instance frees; of its options one is taken at most. `best[j]` is the
+    least (cost, number, orders) that frees j or more.
+    """
+    nothing: tuple[float, int, tuple[tuple[float, ...], ...], tuple[Option, ...]] = (0.0, 0, (), ())
+    best = [nothing, *[None] * count]
+    groups: dict[str, list[Option]] = {}
+    for option in sorted(options, key=lambda o: (o.order, o.placed.instance_id)):
+        groups.setdefault(option.placed.instance_id, []).append(option)
+    for instance_id, group in groups.items():
+        after, size = list(best), sizes[instance_id]
+        for option in group:
+            for j in range(1, count + 1):
+                before = best[max(0, j - size)] if size else None
+                if before is None:
+                    continue
+                total, number = before[0] + cost(option), before[1] + 1
+                orders = (*before[2], option.order)
+                present = after[j]
+                if present is None or (total, number, orders) < present[:3]:
+                    after[j] = (total, number, orders, (*before[3], option))
+        best = after
+    found = best[count]
+    return None if found is None else list(found[3])
+
+
+def _greedy(fleet: Fleet, row: int, lack: Lack, options: Sequence[Option]) -> list[Option] | None:
+    ordered = sorted(options, key=lambda o: (o.victim.seconds, o.order, o.placed.instance_id))
     taken: list[Option] = []
     for option in ordered:
         if any(option.placed is other.placed for other in taken):
@@ -80,58 +160,11 @@ def make_room(
             break
     else:
         return None
-    if lack.devices > 0:
-        slowest = math.inf if serial else taken[-1].victim.seconds
-        soon = [option for option in ordered if option.victim.seconds <= slowest]
-        best = cheapest(soon, lack.devices, serial=serial)
-        if best is not None and _fits(fleet, row, lack, best):
-            return _room(best, serial=serial)
     for option in tuple(taken):
         others = [other for other in taken if other is not option]
         if _fits(fleet, row, lack, others):
             taken = others
-    return _room(taken, serial=serial)
-
-
-def cheapest(options: Sequence[Option], devices: int, *, serial: bool) -> list[Option] | None:
-    """The options that free `devices` at the least cost: instances x missing devices.
-
-    `best[j]` is the least (cost, count) that frees j devices or more.
-    """
-    best: list[tuple[float, int, tuple[Option, ...]] | None] = [(0.0, 0, ())]
-    best += [None] * devices
-    for group in _by_instance(options):
-        after = list(best)
-        for option in group:
-            size = len(option.placed.assignment.devices)
-            cost = option.loss_seconds + (option.victim.seconds if serial else 0.0)
-            for j in range(1, devices + 1):
-                before = best[max(0, j - size)] if size else None
-                if before is None:
-                    continue
-                grown = (before[0] + cost, before[1] + 1, (*before[2], option))
-                present = after[j]
-                if present is None or grown[:2] < present[:2]:
-                    after[j] = grown
-        best = after
-    found = best[devices]
-    return None if found is None else list(found[2])
-
-
-def _by_instance(options: Sequence[Option]) -> list[list[Option]]:
-    groups: dict[str, list[Option]] = {}
-    for option in options:
-        groups.setdefault(option.placed.instance_id, []).append(option)
-    return list(groups.values())
-
-
-def _room(taken: Sequence[Option], *, serial: bool) -> Room:
-    seconds = [option.victim.seconds for option in taken]
-    return Room(
-        tuple(option.victim for option in taken),
-        sum(seconds) if serial else max(seconds, default=0.0),
-        sum(option.loss_seconds for option in taken),
-    )
+    return taken
 
 
 def _fits(fleet: Fleet, row: int, lack: Lack, going: Sequence[Option]) -> bool:

@@ -75,23 +75,27 @@ class Ways:
             least = np.minimum(least, predicted.after(moves) + pause)
         return np.asarray(least)
 
-    def of(self, row: int, *, one: bool) -> list[Option]:
-        """The ways of every instance on the node; with `one`, those that are enough to find the
-        best single one.
+    def of(self, row: int, start_seconds: Callable[[float], float] | None) -> list[Option]:
+        """The ways of every instance on the node.
+
+        Where any one of them is enough, `start_seconds` says how long the start takes with room in
+        so many seconds, and what cannot be the best one may be left out.
         """
-        found, movable = [], []
-        for placed in self._fleet.on_row(row):
-            found += self._still(placed)
-            if self._may_move(placed):
-                movable.append((self._least_move(placed), placed.instance_id, placed))
-        soonest = math.inf
-        for least, _, placed in sorted(movable, key=lambda item: item[:2]):
-            if one and least > soonest:
-                break
+        here = self._fleet.on_row(row)
+        found = [option for placed in here for option in self._still(placed)]
+        movable = [placed for placed in here if self._may_move(placed)]
+        if start_seconds is None:
+            return found + [option for placed in movable if (option := self._move(placed))]
+        best = min((start_seconds(o.victim.seconds) + o.loss_seconds for o in found), default=None)
+        for placed in sorted(movable, key=lambda p: (self._least_move(p), p.instance_id)):
+            least = start_seconds(self._least_move(placed)) + self._pause(placed)
+            if best is not None and least > best:
+                continue
             option = self._move(placed)
             if option is not None:
                 found.append(option)
-                soonest = min(soonest, option.victim.seconds)
+                cost = start_seconds(option.victim.seconds) + option.loss_seconds
+                best = cost if best is None else min(best, cost)
         return found
 
     def _still(self, placed: Placed) -> list[Option]:
@@ -121,6 +125,7 @@ class Ways:
             self._migrates
             and placed.work is not None
             and placed.work.resumable
+            and placed.assignment.function in self._fleet.functions
             and placed.assignment.function != self._function.key
         )
 
@@ -130,10 +135,14 @@ class Ways:
         if target is None or placed.work is None:
             return None
         row, start = target
-        pause = resume_seconds(placed.work.tokens)
-        victim = Victim(placed.assignment, "migrate", start + pause, self._fleet.rows.ids[row])
-        loss = pause if self._careful else 0.0
+        seconds, loss = start + resume_seconds(placed.work.tokens), self._pause(placed)
+        victim = Victim(placed.assignment, "migrate", seconds, self._fleet.rows.ids[row])
         return Option(victim, loss, (loss,), placed)
+
+    def _pause(self, placed: Placed) -> float:
+        """What moving it costs whoever reads its stream, as far as the policy cares."""
+        work = placed.work
+        return float(resume_seconds(work.tokens)) if work and self._careful else 0.0
 
     def _target(self, placed: Placed) -> tuple[int, float] | None:
         function = self._fleet.functions.get(placed.assignment.function)
@@ -156,15 +165,15 @@ class Ways:
 
     def _least_moves(self) -> Floats:
         """For each row, no more than what the soonest of its instances needs to go on elsewhere."""
-        fleet, size = self._fleet, self._fleet.rows.size
-        if self._moves is None:
-            self._moves = fleet.movables.least_seconds(*self._elsewhere())
-        return fleet.movables.by_row(size, self._moves)
+        return self._fleet.movables.by_row(self._fleet.rows.size, self._all_moves())
 
     def _least_move(self, placed: Placed) -> float:
+        return self._fleet.movables.of(placed.instance_id, self._all_moves())
+
+    def _all_moves(self) -> Floats:
         if self._moves is None:
             self._moves = self._fleet.movables.least_seconds(*self._elsewhere())
-        return self._fleet.movables.of(placed.instance_id, self._moves)
+        return self._moves
 
     def _elsewhere(self) -> tuple[float, float, set[str] | None]:
         """What a start where there is room takes at least: (seconds, bytes per second for weights
@@ -173,7 +182,8 @@ class Ways:
         rows, size = self._fleet.rows, self._fleet.rows.size
         roomy = rows.present[:size] & (rows.slots_used[:size] < rows.slots[:size])
         roomy &= rows.spares[:size] > 0
-        roomy &= (rows.devices[:size] == 0) | (rows.devices_free[:size] > 0)
+        if self._fleet.movables.all_on_devices:
+            roomy &= rows.devices_free[:size] > 0
         found = np.flatnonzero(roomy)
         if not len(found):
             return math.inf, 1.0, set()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from harness import fleets
 from harness.fleets import FUNCTIONS, Case, cases, exhaustive, has_room, start_seconds
 from harness.plans import GB, NOW, assignment, function, instance, node
-from stoker.placement.choice import Ask, Candidate, choose
+from stoker.placement.choice import Ask, Candidate, _Choice, choose
 from stoker.placement.estimate import CONTROL_SECONDS, PREFILL_SECONDS, resume_seconds
 from stoker.placement.fleet import Fleet, Placed, Work
 from stoker.placement.forecast import forecast
@@ -23,7 +23,7 @@ from stoker.placement.records import (
     NodeRecord,
     ResidentRecord,
 )
-from stoker.placement.room import Option, Victim, cheapest
+from stoker.placement.room import Lack, Option, Victim, make_room
 from stoker.placement.survey import survey
 
 MODEL = CheckpointRef("s3://b/m", "a" * 64, 4 * GB, packed=True)
@@ -126,19 +126,27 @@ def option(number: int, devices: int, seconds: float, loss: float) -> Option:
     return Option(victim, loss, (loss,), Placed(made, 0))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(0, 9)), max_size=6),
     st.integers(1, 6),
+    st.sampled_from([0.0, 5.0]),
     st.booleans(),
 )
-def test_the_dynamic_programme_finds_the_cheapest_set_of_victims(
-    sizes: list[tuple[int, int, int]], devices: int, serial: bool
+def test_the_victims_are_those_with_which_start_and_loss_are_least(
+    sizes: list[tuple[int, int, int]], devices: int, load: float, serial: bool
 ) -> None:
+    """Room that is there before the load is done makes the start no later."""
+    fleet = Fleet([node()], NOW)
     options = [option(n, size, float(s), float(loss)) for n, (size, s, loss) in enumerate(sizes)]
 
+    def start(room_seconds: float) -> float:
+        return room_seconds if serial else max(load, room_seconds)
+
     def cost(chosen: tuple[Option, ...]) -> float:
-        return sum(o.loss_seconds + (o.victim.seconds if serial else 0.0) for o in chosen)
+        times = [o.victim.seconds for o in chosen]
+        room = sum(times) if serial else max(times, default=0.0)
+        return start(room) + sum(o.loss_seconds for o in chosen)
 
     sets = [
         chosen
@@ -146,12 +154,13 @@ def test_the_dynamic_programme_finds_the_cheapest_set_of_victims(
         for chosen in itertools.combinations(options, count)
         if sum(len(o.placed.assignment.devices) for o in chosen) >= devices
     ]
-    found = cheapest(options, devices, serial=serial)
+    lack = Lack(slots=0, devices=devices, checkpoint=None)
+    room = make_room(fleet, 0, lack, options, start, serial=serial)
     if not sets:
-        assert found is None
+        assert room is None
     else:
-        assert found is not None
-        assert cost(tuple(found)) == min(map(cost, sets))
+        assert room is not None
+        assert start(room.seconds) + room.loss_seconds == min(map(cost, sets))
 
 
 class TestPolicies:
@@ -245,6 +254,21 @@ def test_an_instance_that_is_free_sooner_is_waited_for() -> None:
     late = choose(fleet, Ask(f, existing=("1-0", 100.0)), NOW).chosen
     assert late is not None
     assert (late.kind, late.instance_id) == ("remote", "")
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases(), st.sampled_from(FUNCTIONS), st.sampled_from(PLAIN))
+def test_no_way_to_make_room_costs_less_than_was_reckoned_for_all_nodes_at_once(
+    case: Case, owner: FunctionRecord, placing: Placing
+) -> None:
+    fleet = case.fleet()
+    choice = _Choice(fleet, Ask(owner), NOW, placing, EVERY_ABILITY, fleets.given)
+    least = choice._ways.least_costs(choice._forecast)
+    for row in range(fleet.rows.size):
+        room = None if choice._survey.free[row] else choice._room(row)
+        if room is not None and room.victims:
+            cost = float(choice._forecast.after(room.seconds, row)) + room.loss_seconds
+            assert least[row] <= cost + 1e-9
 
 
 class TestPromises:
