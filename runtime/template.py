@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,10 +89,12 @@ class ModelTemplate:
     def __init__(self, key: TemplateKey, checkpoint: CheckpointStart) -> None:
         self._key = key
         self._files_dir = Path(checkpoint.files_dir)
-        self._codec = load_codec(self._files_dir)
-        self._codec.rehearse()
-        self._skeleton = build_skeleton(self._files_dir, bare=key.task == "embed")
-        self._places = weights.read_layout(Path(checkpoint.layout_path))
+        # Reading a tokenizer takes as long as all the rest, and lets other threads run.
+        with ThreadPoolExecutor(1, "codec") as beside:
+            codec = beside.submit(_load_codec, self._files_dir)
+            self._skeleton = build_skeleton(self._files_dir, bare=key.task == "embed")
+            self._places = weights.read_layout(Path(checkpoint.layout_path))
+            self._codec = codec.result()
         self._dtype = weights.dtype_of(key.dtype)
         self._mapping = Mapping(checkpoint.byte_count)
         # Casts and copies need the bytes, and can only be made when they are there.
@@ -171,6 +174,12 @@ class ModelTemplate:
             settings = read_json(self._files_dir / "sentence_bert_config.json")
             context_tokens = min(context_tokens, settings.get("max_seq_length") or context_tokens)
         return context_tokens
+
+
+def _load_codec(files_dir: Path) -> TextCodec:
+    codec = load_codec(files_dir)
+    codec.rehearse()
+    return codec
 
 
 def end_tokens(files_dir: Path, codec: TextCodec) -> list[int]:

@@ -27,7 +27,6 @@ PRIME_BYTES = 2 << 30
 # A zygote that has been idle for 2 s makes the template of what it started last, and parks it.
 PARK_SECONDS = 5.0
 STATE_SECONDS_MAXIMUM = 60.0
-REPORT_SECONDS = 1.2
 ZYGOTE = "stoker.runtime.zygote"
 
 
@@ -48,6 +47,8 @@ class ColdNode(Node):
             return
         if start == "warm":
             self.ask(function)
+            # As long a quiet time as before any other start: idleness alone costs a request some.
+            time.sleep(PARK_SECONDS + SETTLE_SECONDS)
             return
         self.scale_to_zero(function)
         self.ask(function)
@@ -86,16 +87,11 @@ class ColdNode(Node):
         return {"Authorization": f"Bearer {self._password()}"}
 
     def scale_to_zero(self, function: str) -> None:
-        """No instance; asked again and again, for a request of a moment ago still counts."""
-        body = {"serviceName": function, "replicas": 0}
-        deadline = time.monotonic() + STATE_SECONDS_MAXIMUM
-        while any(i["function"].startswith(f"{function}.") for i in self.instances()):
-            if time.monotonic() > deadline:
-                raise Failed(f"{function} does not go to zero.")
-            # By now the gateway has told placement that the last request is over.
-            time.sleep(REPORT_SECONDS)
+        """No instance."""
+        if self._runs(function):
+            body = {"serviceName": function, "replicas": 0}
             self._client().call("POST", f"/system/scale-function/{function}", body)
-            time.sleep(REPORT_SECONDS)
+        wait_for(lambda: not self._runs(function), STATE_SECONDS_MAXIMUM, f"{function} to be at 0")
 
     def restart_zygote(self) -> None:
         """Another zygote, which has imported everything and started nothing."""
@@ -127,6 +123,9 @@ class ColdNode(Node):
             return bool(held) and all(r["ssd_bytes"] >= r["dram_bytes"] for r in held)
 
         wait_for(copied, STATE_SECONDS_MAXIMUM, "the SSD to hold every checkpoint")
+
+    def _runs(self, function: str) -> bool:
+        return any(each["function"].startswith(f"{function}.") for each in self.instances())
 
     def _zygote_ready(self) -> bool:
         return any(node["zygote_ready"] for node in self._client().call("GET", "/system/nodes"))

@@ -68,7 +68,7 @@ def long_messages(seed: int) -> list[dict[str, str]]:
 
 def stream_prompts(streams: int) -> list[list[dict[str, str]]]:
     """The requests that are sent by `streams` clients at once."""
-    count = max(4, 2 * streams if streams < len(_QUESTIONS) else streams)
+    count = max(8, 2 * streams if streams < len(_QUESTIONS) else streams)
     return [messages_of(_QUESTIONS[number % len(_QUESTIONS)]) for number in range(count)]
 
 

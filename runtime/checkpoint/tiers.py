@@ -141,7 +141,7 @@ class CheckpointCache:
         Raises what `resolve` raises, CheckpointChanged when `ref` is no longer what lies there,
         StorageFull when neither memory nor disk can be made free, and MemoryShort by `check`.
         """
-        entry = self._dram.pin(ref.digest)
+        entry = self._pin(ref, deadline, check)
         while entry is None:
             with self._lock:
                 opening = self._openings.get(ref.digest)
@@ -151,16 +151,8 @@ class CheckpointCache:
             entry = (
                 self._lead(ref, opening, deadline, peers, check)
                 if mine
-                else self._follow(ref, opening)
+                else self._follow(ref, opening, deadline, check)
             )
-        if deadline is not None:
-            entry.loading.hasten(deadline)
-        try:
-            self._ssd.mend(entry.ssd, functools.partial(self._fetch_again, ref))
-            check(entry.ssd.manifest, entry.ssd.files_dir)
-        except BaseException:
-            self._unpin(entry, True)
-            raise
         return Residency(entry, functools.partial(self._unpin, entry))
 
     def evict(self, digest: str, *, disk: bool) -> None:
@@ -205,6 +197,24 @@ class CheckpointCache:
         for executor in (self._context.writers, self._context.verifiers, self._small_files):
             executor.shutdown(cancel_futures=True)
 
+    def _pin(self, ref: CheckpointRef, deadline: float | None, check: Check) -> DramEntry | None:
+        """One that is in memory or on its way there, None when a load must begin."""
+        entry = self._dram.pin(ref.digest)
+        if entry is None:
+            return None
+        if deadline is not None:
+            entry.loading.hasten(deadline)
+        try:
+            self._verify(entry.ssd, ref, check)
+        except BaseException:
+            self._unpin(entry, True)
+            raise
+        return entry
+
+    def _verify(self, held: SsdEntry, ref: CheckpointRef, check: Check) -> None:
+        self._ssd.mend(held, functools.partial(self._fetch_again, ref))
+        check(held.manifest, held.files_dir)
+
     def _lead(
         self,
         ref: CheckpointRef,
@@ -216,7 +226,7 @@ class CheckpointCache:
         """Open for all who ask meanwhile."""
         try:
             # It may have come in between the look at the pool and the look at the openings.
-            entry = self._dram.pin(ref.digest) or self._start(ref, deadline, peers, check)
+            entry = self._pin(ref, deadline, check) or self._start(ref, deadline, peers, check)
         except BaseException as error:
             opening.set_exception(error)
             raise
@@ -227,7 +237,9 @@ class CheckpointCache:
             with self._lock:
                 del self._openings[ref.digest]
 
-    def _follow(self, ref: CheckpointRef, opening: Future[None]) -> DramEntry | None:
+    def _follow(
+        self, ref: CheckpointRef, opening: Future[None], deadline: float | None, check: Check
+    ) -> DramEntry | None:
         try:
             opening.result(OPEN_SECONDS_MAXIMUM)
         except MemoryShort:
@@ -237,7 +249,7 @@ class CheckpointCache:
                 f"Expected {ref.uri} to open within {OPEN_SECONDS_MAXIMUM:.0f} s.",
                 "Try again, and check the source's speed.",
             ) from error
-        return self._dram.pin(ref.digest)
+        return self._pin(ref, deadline, check)
 
     def _start(
         self, ref: CheckpointRef, deadline: float | None, peers: Sequence[str], check: Check
@@ -246,7 +258,8 @@ class CheckpointCache:
         source = self._open_source(ref.uri)
         held = self._ssd.hold(ref.digest) or self._admit(ref, source)
         try:
-            check(held.manifest, held.files_dir)
+            # Before the weights, behind which the disk would give these files last.
+            self._verify(held, ref, check)
         except BaseException:
             self._ssd.release(held)
             raise

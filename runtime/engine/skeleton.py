@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from transformers.initialization import no_init_weights
 from transformers.modeling_utils import PreTrainedModel
 
 from stoker.placement.errors import StartFailed
@@ -64,7 +65,7 @@ def build_skeleton(files_dir: Path, *, bare: bool) -> Skeleton:
             "Correct the file in the checkpoint.",
         ) from error
     make = _encoder(config) if bare else _language_model(config)
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         model = make(config)
     return Skeleton(model, bare=bare)
 
