@@ -11,6 +11,7 @@ one. What is picked is what comparing every node would find.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,9 @@ from stoker.placement.ways import Giving, Ways
 # Nodes that are at most so much later than the soonest count as equally soon for spreading.
 NEAR_SHARE = 0.1
 NEAR_SECONDS = 0.05
+
+# More instances of one function in one zone than there can be.
+_FAR = 1 << 30
 
 Draws = NDArray[np.uint64]
 Column = Bools | Ints | Floats | Draws
@@ -123,17 +127,27 @@ class _Choice:
         self._ask = ask
         self._now = now
         self._placing = placing
-        self._peers = placing.careful and abilities.peers
-        self._forecast = self._predict(ask.function)
+        # Not a method of ours: what refers to itself stays in memory until it is looked for.
+        predict = functools.partial(
+            forecast,
+            fleet,
+            now=now,
+            overlapped=placing.overlapped,
+            peers=placing.careful and abilities.peers,
+        )
+        self._forecast = predict(ask.function)
         self._survey = survey(fleet, ask.function)
-        self._ways = Ways(fleet, ask.function, now, placing, abilities, giving, self._predict)
+        self._ways = Ways(fleet, ask.function, now, placing, abilities, giving, predict)
 
     def decide(self) -> Decision:
         fleet, ask, predicted, seen = self._fleet, self._ask, self._forecast, self._survey
         free = seen.free
         cost = predicted.seconds.copy()
         possible = free | self._may_make_room(cost)
-        keys = [*self._keys(possible, free), cost, ~free]
+        crowd, near = np.zeros(len(cost), np.int64), math.inf
+        if self._placing.careful:
+            crowd, near = self._spread(possible, cost)
+        keys = [*self._keys(free), crowd, cost, ~free]
         keys += [fleet.rows.slots_used[: len(cost)], fleet.rows.rank[: len(cost)]]
         rooms: dict[int, Room] = {}
         chosen: Candidate | None = None
@@ -147,6 +161,8 @@ class _Choice:
                 continue
             rooms[row] = room
             cost[row] = predicted.after(room.seconds, row) + room.loss_seconds
+            if cost[row] > near:
+                crowd[row] = _FAR
         seconds = np.where(possible, cost, predicted.seconds)
         existing = self._existing(chosen, math.inf if row is None else float(cost[row]))
         return Decision(
@@ -157,11 +173,7 @@ class _Choice:
             replace(seen, seconds=seconds),
         )
 
-    def _predict(self, function: FunctionRecord) -> Forecast:
-        how = {"overlapped": self._placing.overlapped, "peers": self._peers}
-        return forecast(self._fleet, function, self._now, **how)
-
-    def _keys(self, possible: Bools, free: Bools) -> list[Column]:
+    def _keys(self, free: Bools) -> list[Column]:
         """What outranks the cost, first things first."""
         fleet, size = self._fleet, self._fleet.rows.size
         rows = fleet.rows
@@ -179,7 +191,7 @@ class _Choice:
                 return [avoided, self._forecast.tier]
         if not self._placing.careful:
             return [avoided]
-        return [avoided, self._broken(), self._crowded(possible)]
+        return [avoided, self._broken()]
 
     def _broken(self) -> Bools:
         """Where one more load would break a promise made before."""
@@ -193,23 +205,21 @@ class _Choice:
             broken |= from_peer & (predicted.net > 0.0) & closed[predicted.peer]
         return broken
 
-    def _crowded(self, possible: Bools) -> Ints:
-        """How many instances of the function fail together with one more on the node.
-
-        Where somebody waits, it counts only among nodes that are about as soon as the soonest.
+    def _spread(self, possible: Bools, cost: Floats) -> tuple[Ints, float]:
+        """How many instances of the function fail together with one more on each row; and up to
+        which cost that counts: where somebody waits, among those about as soon as the soonest.
         """
         rows, size = self._fleet.rows, self._fleet.rows.size
-        crowd = np.zeros(size, np.int64)
         others = self._fleet.of_function(self._ask.function.key)
-        if not others or rows.zones.count < 2:
-            return crowd
+        zones = rows.zone[:size][possible]
+        if not others or not len(zones) or zones.min() == zones.max():
+            return np.zeros(size, np.int64), math.inf
         per_zone = np.bincount([int(rows.zone[p.row]) for p in others], minlength=rows.zones.count)
         crowd = per_zone[rows.zone[:size]]
-        if not self._ask.waited or not possible.any():
-            return crowd
-        seconds = self._forecast.seconds
-        near = float(seconds[possible].min()) * (1.0 + NEAR_SHARE) + NEAR_SECONDS
-        return np.where(seconds <= near, crowd, crowd.max() + 1)
+        if not self._ask.waited:
+            return crowd, math.inf
+        near = float(cost[possible].min()) * (1.0 + NEAR_SHARE) + NEAR_SECONDS
+        return np.where(cost <= near, crowd, _FAR), near
 
     def _may_make_room(self, cost: Floats) -> Bools:
         """The rows that may make room, with the least that it can cost put into `cost`."""

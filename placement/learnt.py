@@ -139,7 +139,7 @@ class Learnt:
         typical = self._typical.get(function_key)
         if typical is None:
             return rows.process_seconds[:size]
-        found = rows.unready_seconds[:size] + np.array(typical.seconds)[tier]
+        found: Floats = rows.unready_seconds[:size] + np.array(typical.seconds)[tier]
         for node_id, starts in self._process[function_key].items():
             row = rows.number(node_id)
             if row is not None:

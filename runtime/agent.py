@@ -50,10 +50,10 @@ class Residency(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tiers:
-    """What the checkpoint cache says of itself; bandwidths are (remote, SSD) in bytes/s."""
+    """What the checkpoint cache says of itself; bandwidths are (remote, SSD, peers) in bytes/s."""
 
     residents: Callable[[], Sequence[Residency]]
-    bandwidths: Callable[[], tuple[float, float]]
+    bandwidths: Callable[[], tuple[float, float, float]]
 
 
 @dataclass(slots=True)
@@ -128,12 +128,13 @@ class Agent:
         """Write the node record, if it reads differently now."""
         if not self._accepting:
             return
-        remote, ssd = self._tiers.bandwidths()
+        remote, ssd, peer = self._tiers.bandwidths()
         record = replace(
             self._identity,
             spare_addresses=self._spares.addresses,
             remote_bandwidth=round(remote),
             ssd_bandwidth=round(ssd),
+            peer_bandwidth=round(peer),
             init_seconds=round(self._init_seconds, 3),
             zygote_ready=self._zygote_ready(),
         )

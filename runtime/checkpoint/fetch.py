@@ -45,6 +45,7 @@ class LoadContext:
     writers: ThreadPoolExecutor
     verifiers: ThreadPoolExecutor
     remote_bandwidth: Bandwidth
+    peer_bandwidth: Bandwidth
     ssd_bandwidth: Bandwidth
 
 
@@ -156,8 +157,9 @@ class Loading:
                 self._fetches.wait()
             raise
         self._fetches.wait()
-        if not self._peers.used:  # what is learnt is the speed of sources
-            self._context.remote_bandwidth.record(self._fetches.bytes, self._fetches.seconds)
+        context = self._context
+        learnt = context.peer_bandwidth if self._peers.used else context.remote_bandwidth
+        learnt.record(self._fetches.bytes, self._fetches.seconds)
 
     def _verify_filled(self) -> list[ChunkEntry]:
         """Verify what the pool's chunks hold from before; those that must be read again."""

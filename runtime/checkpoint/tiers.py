@@ -87,7 +87,7 @@ class CheckpointCache:
     ) -> None:
         self._open_source = source_opener or functools.partial(open_source, settings=settings)
         self._on_change = on_change
-        self._remote, self._local = Bandwidth(), Bandwidth()
+        self._remote, self._local, self._peer = Bandwidth(), Bandwidth(), Bandwidth()
         self._ssd = SsdTier(ssd_dir, ssd_bytes, self._fetch_seconds)
         self._dram = DramTier(pool, self._load_seconds, self._hidden_bytes, self._gone)
         self._context = LoadContext(
@@ -96,6 +96,7 @@ class CheckpointCache:
             fetcher=Fetcher(),
             writers=ThreadPoolExecutor(1, "write-behind"),
             remote_bandwidth=self._remote,
+            peer_bandwidth=self._peer,
             ssd_bandwidth=self._local,
             # Apart from the fetchers, whose loads somebody waits for.
             verifiers=ThreadPoolExecutor(READ_THREADS, "verify"),
@@ -181,9 +182,11 @@ class CheckpointCache:
         """A chunk that is here, for another node to read; None when it is not here (yet)."""
         return lend(self._dram, self._ssd, self._context.pool, digest, ordinal)
 
-    def bandwidths(self) -> tuple[float, float]:
-        """Measured bytes per second (remote, SSD); 0 for what has not been measured."""
-        return self._remote.bytes_per_second, self._local.bytes_per_second
+    def bandwidths(self) -> tuple[float, float, float]:
+        """Measured bytes per second (remote, SSD, peers); 0 for what has not been measured."""
+        found = (self._remote, self._local, self._peer)
+        remote, ssd, peer = (bandwidth.bytes_per_second for bandwidth in found)
+        return remote, ssd, peer
 
     def close(self) -> None:
         """Stop every load and wait for its threads."""

@@ -32,7 +32,7 @@ def test_a_line_finds_base_and_bandwidth_from_loads_of_several_sizes(
 
 
 def test_before_the_first_load_a_line_says_what_the_node_says() -> None:
-    assert Line().fit(2.0 * GB) == (0.0, 2.0 * GB)
+    assert Line().fit(2.0 * GB) == (0.0, pytest.approx(2.0 * GB))
 
 
 @given(st.integers(1, 10 * GB), st.floats(0.01, 100.0))

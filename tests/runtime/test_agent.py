@@ -65,7 +65,7 @@ class World:
         self.store.put(FUNCTION.path, encode(FUNCTION))
         self.workers: list[Worker] = []
         self.residents: list[Held] = []
-        self.bandwidths = (0.0, 0.0)
+        self.bandwidths = (0.0, 0.0, 0.0)
         self.zygote_ready = True
         self.stop = asyncio.Event()
         announcements = Announcements(self.agents)
@@ -263,10 +263,11 @@ def test_what_changed_is_announced(tmp_path: Path) -> None:
         world.zygote_ready = False
         world.agent.announce()
         await world.until(lambda: not world.record().zygote_ready)
-        world.bandwidths = (3e9, 1e9)
+        world.bandwidths = (3e9, 1e9, 2e9)
         world.residents = [Held("a" * 64, 5, 7), Held("b" * 64, 0, 1)]
         await asyncio.to_thread(world.agent.note_change)
         await world.until(lambda: world.record().remote_bandwidth == 3e9)
+        assert (world.record().ssd_bandwidth, world.record().peer_bandwidth) == (1e9, 2e9)
         entry = await world.until(lambda: world.store.get(f"/residents/n1/{'a' * 64}"))
         assert decode(ResidentRecord, entry.value) == ResidentRecord("n1", "a" * 64, 5, 7)
         world.residents = world.residents[:1]
