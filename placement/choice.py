@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from stoker.placement.estimate import Stages
 from stoker.placement.fleet import Fleet, Placed
 from stoker.placement.fleet_rows import Bools, Floats, Ints
-from stoker.placement.forecast import Forecast, forecast
+from stoker.placement.forecast import forecast
 from stoker.placement.link_queues import Link
 from stoker.placement.placing import PRESENT_ABILITIES, STOKER, Abilities, Placing
 from stoker.placement.records import FunctionRecord

@@ -232,6 +232,9 @@ class Fleet:
     def _put_function(self, function: FunctionRecord, now: float) -> None:
         before = self.functions.get(function.key)
         self.functions[function.key] = function
+        if before is None or before.priority != function.priority:
+            for placed in self.of_function(function.key):
+                self._sum_up(placed.row)
         moved = before is None or before.checkpoint != function.checkpoint
         for placed in self.of_function(function.key) if moved else ():
             self._lift(placed, now)
@@ -244,6 +247,7 @@ class Fleet:
         if self.functions.pop(key, None) is not None:
             for placed in self.of_function(key):
                 self._settle_doubt(placed.assignment)
+                self._sum_up(placed.row)
 
     def _put_instance(self, instance: InstanceRecord, now: float) -> None:
         before = self.instances.get(instance.instance_id)
@@ -343,11 +347,14 @@ class Fleet:
     def _sum_up(self, row: int) -> None:
         """The least that it may take, in seconds or in loss, until something on the node ends."""
         rows, here = self.rows, self._by_row.get(row, {}).values()
-        busy = [placed.work for placed in here if placed.work]
+        busy = [(placed.work, placed.assignment.function) for placed in here if placed.work]
         rows.busy[row] = len(busy)
-        rows.frees_at[row] = min((work.ends_at for work in busy), default=math.inf)
-        tokens = (work.tokens for work in busy if work.resumable)
+        rows.frees_at[row] = min((work.ends_at for work, _ in busy), default=math.inf)
+        tokens = (work.tokens for work, _ in busy if work.resumable)
         rows.least_tokens[row] = min(tokens, default=math.inf)
+        owners = (self.functions.get(key) for _, key in busy)
+        priorities = (owner.priority if owner else -math.inf for owner in owners)
+        rows.least_priority[row] = min(priorities, default=math.inf)
         losses = (self._spare.get(p.assignment.function, math.inf) for p in here if not p.work)
         rows.least_loss[row] = min(losses, default=math.inf)
 

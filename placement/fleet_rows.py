@@ -41,6 +41,7 @@ _COLUMNS: dict[str, type] = {
     "frees_at": np.float64,
     "least_tokens": np.float64,
     "least_loss": np.float64,
+    "least_priority": np.float64,
 }
 # Until something is known.
 _INFINITE = (
@@ -51,6 +52,7 @@ _INFINITE = (
     "frees_at",
     "least_tokens",
     "least_loss",
+    "least_priority",
 )
 
 
@@ -63,8 +65,8 @@ class Rows:
     `zones`.
 
     `busy` counts the instances known to work: `frees_at` is when the first of them is expected to
-    be done, `least_tokens` the smallest work that can be moved. `least_loss` is what the cheapest
-    idle instance costs. Infinite: there is none.
+    be done, `least_tokens` the smallest work that can be moved, `least_priority` the lowest of
+    their functions'. `least_loss` is what the cheapest idle instance costs. Infinite: there is none.
     """
 
     present: Bools
@@ -92,6 +94,7 @@ class Rows:
     frees_at: Floats
     least_tokens: Floats
     least_loss: Floats
+    least_priority: Floats
 
     def __init__(self) -> None:
         self.size = 0

@@ -91,6 +91,7 @@ class Learnt:
         self._contention: dict[str, float] = {}
         self._process: dict[str, dict[str, _Starts]] = {}
         self._typical: dict[str, _Starts] = {}
+        self._least_process = math.inf
 
     def apply(self, row: int, node: NodeRecord) -> None:
         """Write what is known of the node, by its own word and by its starts."""
@@ -131,6 +132,7 @@ class Learnt:
         if len(known) > NODES_MAXIMUM:
             del known[next(iter(known))]
         starts.add(tier, seconds)
+        self._least_process = min(self._least_process, seconds)
         self._typical.setdefault(function_key, _Starts()).add(tier, seconds)
 
     def process_seconds(self, function_key: str, tier: Ints) -> Floats:
@@ -145,6 +147,11 @@ class Learnt:
             if row is not None:
                 found[row] = starts.seconds[tier[row]] + rows.unready_seconds[row]
         return found
+
+    def least_process_seconds(self, rows: Ints) -> float:
+        """No more than what a process of any function takes on any of these rows."""
+        stated = float(self._rows.process_seconds[rows].min(initial=math.inf))
+        return min(stated, self._least_process)
 
     def forget_function(self, function_key: str) -> None:
         self._process.pop(function_key, None)

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from stoker.placement.estimate import resume_seconds
+from stoker.placement.estimate import CONTROL_SECONDS, resume_seconds
 from stoker.placement.fleet_rows import Floats
 from stoker.placement.records import CheckpointRef
 
@@ -62,16 +62,18 @@ class Movables:
             self._free.append(entry)
 
     def least_seconds(
-        self, floor_seconds: float, bandwidth: float, near: Collection[str] | None
+        self, process_seconds: float, bandwidth: float, near: Collection[str] | None
     ) -> Floats:
-        """Of each entry. A start elsewhere takes `floor_seconds` at least, and its weights come at
-        `bandwidth` bytes per second, unless their digest is `near`; None: every one may be.
+        """Of each entry. The process of a start elsewhere takes `process_seconds` at least, and its
+        weights come at `bandwidth` bytes per second, unless their digest is `near`; None: every one
+        may be.
         """
-        starts = self._weight_bytes / bandwidth
+        loads = self._weight_bytes / bandwidth
         known = self._code.values() if near is None else map(self._code.get, near)
-        starts[[code for code in known if code is not None]] = 0.0
+        loads[[code for code in known if code is not None]] = 0.0
+        starts = CONTROL_SECONDS + np.maximum(loads, process_seconds)
         moves = resume_seconds(self._tokens[: self._count])
-        return np.asarray(moves + floor_seconds + starts[self._checkpoint[: self._count]])
+        return np.asarray(moves + starts[self._checkpoint[: self._count]])
 
     def by_row(self, size: int, seconds: Floats) -> Floats:
         """The least of `seconds` on each row."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stoker.placement.estimate import CONTROL_SECONDS, resume_seconds
+from stoker.placement.estimate import resume_seconds
 from stoker.placement.fleet import Fleet, Placed
 from stoker.placement.fleet_rows import Bools, Floats
 from stoker.placement.forecast import Forecast
@@ -46,6 +46,7 @@ class Ways:
         self._fleet = fleet
         self._function = function
         self._now = now
+        self._overlapped = placing.overlapped
         self._waits = placing.waits
         self._migrates = placing.migrates and abilities.migrate
         self._preempts = placing.preempts and abilities.preempt
@@ -63,7 +64,9 @@ class Ways:
             if placed.assignment.generation != self._function.generation:
                 # It gives its place to its successor, also while it is busy.
                 loss[placed.row] = 0.0
-        if self._preempts:
+        if self._preempts and self._careful:
+            loss[rows.least_priority[:size] < self._function.priority] = 0.0
+        elif self._preempts:
             loss[rows.busy[:size] > 0] = 0.0
         least = predicted.seconds + loss
         if self._waits:
@@ -176,8 +179,8 @@ class Ways:
         return self._moves
 
     def _elsewhere(self) -> tuple[float, float, set[str] | None]:
-        """What a start where there is room takes at least: (seconds, bytes per second for weights
-        that no such node has, digests that one has or may have).
+        """What a start where there is room takes at least: (seconds of its process, bytes per
+        second for weights that no such node has, digests that one has or may have).
         """
         rows, size = self._fleet.rows, self._fleet.rows.size
         roomy = rows.present[:size] & (rows.slots_used[:size] < rows.slots[:size])
@@ -187,9 +190,10 @@ class Ways:
         found = np.flatnonzero(roomy)
         if not len(found):
             return math.inf, 1.0, set()
+        # By q + n / b, processes take no time.
+        process = self._fleet.learnt.least_process_seconds(found) if self._overlapped else 0.0
         if len(found) > ROOMY_MAXIMUM:
-            return CONTROL_SECONDS, 1.0, None
+            return process, 1.0, None
         fastest = np.maximum(rows.store_bandwidth[found], rows.peer_bandwidth[found])
         bandwidth = float((fastest / np.minimum(1.0, rows.contention[found])).max())
-        near = self._fleet.holdings.digests(found.tolist())
-        return CONTROL_SECONDS, bandwidth, near
+        return process, bandwidth, self._fleet.holdings.digests(found.tolist())
