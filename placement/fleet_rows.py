@@ -66,7 +66,8 @@ class Rows:
 
     `busy` counts the instances known to work: `frees_at` is when the first of them is expected to
     be done, `least_tokens` the smallest work that can be moved, `least_priority` the lowest of
-    their functions'. `least_loss` is what the cheapest idle instance costs. Infinite: there is none.
+    their functions'. `least_loss` is what the cheapest idle instance costs. Infinite: there is
+    none.
     """
 
     present: Bools
