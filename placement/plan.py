@@ -146,21 +146,26 @@ def usable(snapshot: Snapshot, key: str, now: float) -> tuple[Assignment, ...]:
 
 
 def note_spare(fleet: Fleet, function: FunctionRecord, demand: Demand, now: float) -> None:
-    """Note whether instances of the function may be stopped to make room, and at what cost.
-
-    The cost is the wait for a start, times the odds that a call comes while it would be kept. Its
-    weights stay in memory, so a start only has to copy them to its devices, if it has some.
-    """
+    """Note whether instances of the function may be stopped to make room, and at what cost."""
     placed = fleet.of_function(function.key)
     if demand.busy or len(placed) <= called_for(function, demand, now):
         fleet.note_spare(function.key, None)
-        return
-    weight_bytes = function.checkpoint.weight_bytes if function.checkpoint else 0
-    to_device = float(fleet.rows.device_bandwidth[placed[0].row])
+    else:
+        fleet.note_spare(function.key, idle_loss(fleet, placed[0], demand, now))
+
+
+def idle_loss(fleet: Fleet, placed: Placed, demand: Demand, now: float) -> float:
+    """The waiting that stopping an idle instance will probably cost, in seconds.
+
+    That is the wait for a start, times the odds that a call comes while it would be kept. Its
+    weights stay in memory, so a start only has to copy them to its devices, if it has some.
+    """
+    weight_bytes = placed.checkpoint.weight_bytes if placed.checkpoint else 0
+    to_device = float(fleet.rows.device_bandwidth[placed.row])
     seconds = demand.start_seconds + weight_bytes / to_device
     kept_seconds = min(demand.retention.keep_seconds, KEPT_SECONDS_MAXIMUM)
     called = -math.expm1(-demand.rate(now) * kept_seconds)
-    fleet.note_spare(function.key, seconds * called)
+    return seconds * called
 
 
 class _Draft:

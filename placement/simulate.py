@@ -145,7 +145,8 @@ class Simulation(Lifecycle):
                 self._end(instance)
         else:
             self._take_waiting(instance)
-        self._retry_short()
+        if not instance.running:
+            self._retry_short()
 
     def _give_up(self, request: Request) -> None:
         """The time that a request waits for its first start is over."""
@@ -193,13 +194,17 @@ class Simulation(Lifecycle):
 
     def _scale(self, function: Function) -> None:
         """Start what the demand calls for; what finds no place is tried again."""
+        # Who was put aside may find another instance idle.
+        while function.queue and (instance := _free_slot(function)) is not None:
+            self._take_waiting(instance)
         demand = self._hear(function)
         if function.record.scaling.kpa is not None:
             self._ledger.autoscale(self._replicas, self._now)
             demand = self._ledger.demand_of(function.record.key, self._now)
         lead_seconds = function.start_seconds if demand.retention.due else 0.0
         wanted = startable(function.record, demand, self._now, lead_seconds)
-        while function.existing < wanted:
+        # Those that only end what they run take nobody who waits.
+        while function.existing < wanted or (function.queue and not function.instances):
             self.outcome.decisions += 1
             chosen = self._planner.choose(function, self._now)
             if chosen is None:

@@ -43,6 +43,10 @@ class Lifecycle(ABC):
         """Give the instance's free slots to those who wait."""
 
     @abstractmethod
+    def _retry_short(self) -> None:
+        """A place may have become free for who found none."""
+
+    @abstractmethod
     def _serves(self, instance: Instance, record: InstanceRecord) -> None:
         """Tell who decides that the instance serves from now on."""
 
@@ -133,6 +137,7 @@ class Lifecycle(ABC):
             return
         instance.predecessor = None
         self._take_waiting(instance)
+        self._retry_short()
 
     def _leave(self, victim: Instance, heir: Instance, target: str) -> None:
         """Let the heir take its place: after its requests, or when they go on at `target`."""
@@ -163,6 +168,7 @@ class Lifecycle(ABC):
                 self._begin(request, instance, resume_seconds(gap))
             self._end(victim)
         self._take_waiting(instance)
+        self._retry_short()
 
     def _end(self, instance: Instance) -> Function | None:
         """Free its place at once; returns its function where requests have to start anew."""
@@ -182,6 +188,8 @@ class Lifecycle(ABC):
             heir.blockers.discard(instance.instance_id)
             if not heir.blockers and heir.state != "gone":
                 self._load(heir)
+        if instance.leaving and function.queue:
+            self._scale(function)
         return function if stopped else None
 
     def _forget(self, instance: Instance) -> None:
@@ -309,3 +317,4 @@ class Lifecycle(ABC):
         node.up = True
         node.reading = False
         self._announce(node)
+        self._retry_short()

@@ -12,7 +12,7 @@ from dataclasses import replace
 from stoker.placement.choice import Ask, Candidate, choose
 from stoker.placement.fleet import Fleet, Placed, Work
 from stoker.placement.placing import EVERY_ABILITY, Placing
-from stoker.placement.plan import note_spare
+from stoker.placement.plan import idle_loss
 from stoker.placement.records import Assignment, Record
 from stoker.placement.scale import Demand
 from stoker.placement.simulate_parts import Function, Instance
@@ -20,8 +20,15 @@ from stoker.placement.simulate_parts import Function, Instance
 # How long requests ran, of which the rest of one that runs is told.
 DURATIONS_MAXIMUM = 64
 DURATIONS_MINIMUM = 8
+# What is expected to end within the one is looked at again after the other.
+SOON_SECONDS = 5.0
+EXPECTED_SECONDS = 0.25
 # How many functions with idle instances are weighed anew with every question.
 COUNTED_AGAIN = 16
+
+
+# When it ends, the instance, the number of its note, and when it was noted.
+_Expected = tuple[float, str, int, float]
 
 
 class Durations:
@@ -59,10 +66,11 @@ class FleetPlanner:
         self._ends_at: dict[str, float] = {}
         self._demand_of: Callable[[str], Demand] = lambda _key: Demand()
         self._now = 0.0
+        self._asking = ""
         self._idle_functions: dict[str, Function] = {}
         self._instances: dict[str, Instance] = {}
-        # When the work of an instance was expected to be done; looked at again if it was not.
-        self._expected: list[tuple[float, str, int]] = []
+        # What the work of instances is expected to last until, the first to end first.
+        self._expected: list[_Expected] = []
         self._noted: dict[str, int] = {}
         # Of each function, and of all for those of which too little is known.
         self._durations: dict[str, Durations] = {}
@@ -107,14 +115,14 @@ class FleetPlanner:
         else:
             self._idle_since.pop(instance.instance_id, None)
             if instance.heir is None:
-                self._expect(instance, now)
+                heapq.heappush(self._expected, self._expect(instance, now))
         self._count_idle(instance.function)
 
     def waits(self, function: Function, now: float) -> None:
         """One more request of the function waits."""
         for instance in function.instances:
             if instance.running:
-                self._expect(instance, now)
+                heapq.heappush(self._expected, self._expect(instance, now))
 
     def ran(self, function: Function, seconds: float) -> None:
         """A request of the function ran for so long."""
@@ -124,7 +132,8 @@ class FleetPlanner:
     def choose(self, function: Function, now: float) -> Candidate | None:
         """What to do for one more instance that is called for."""
         self._now = now
-        self._expect_overdue(now)
+        self._asking = function.record.key
+        self._expect_again(now)
         self._count_again()
         self._questions += 1
         waited = bool(function.queue)
@@ -169,6 +178,8 @@ class FleetPlanner:
 
     def _giving(self, placed: Placed) -> tuple[float, tuple[float, ...]] | None:
         """What an idle instance is worth, the longest idle one least; a loading one stays."""
+        if placed.assignment.function == self._asking:
+            return None
         since = self._idle_since.get(placed.instance_id)
         loss = self._fleet.spare_loss(placed.assignment.function)
         return None if since is None or loss is None else (loss, (since,))
@@ -182,10 +193,11 @@ class FleetPlanner:
             self._fleet.note_spare(key, None)
             return
         self._idle_functions[key] = function
+        loss = 0.0
         if self.placing.careful:
-            note_spare(self._fleet, function.record, self._demand_of(key), self._now)
-        else:
-            self._fleet.note_spare(key, 0.0)
+            demand, placed = self._demand_of(key), self._fleet.of_function(key)[0]
+            loss = idle_loss(self._fleet, placed, demand, self._now)
+        self._fleet.note_spare(key, loss)
 
     def _count_again(self) -> None:
         """What was not called meanwhile is worth less: look at those noted longest ago."""
@@ -193,7 +205,7 @@ class FleetPlanner:
             for key in list(itertools.islice(self._idle_functions, COUNTED_AGAIN)):
                 self._count_idle(self._idle_functions[key])
 
-    def _expect(self, instance: Instance, now: float) -> None:
+    def _expect(self, instance: Instance, now: float) -> _Expected:
         """Note what it runs, and when that is likely to be done."""
         durations = self._known(instance.function)
         left, tokens = 0.0, 0
@@ -211,21 +223,27 @@ class FleetPlanner:
         done_at = math.inf if instance.function.queue else ends_at
         work = Work(tokens, done_at)
         self._fleet.note_work(instance.instance_id, work)
-        heapq.heappush(self._expected, (ends_at, instance.instance_id, number))
+        return ends_at, instance.instance_id, number, now
 
     def _known(self, function: Function) -> Durations:
         own = self._durations.get(function.record.key)
         return own if own is not None and len(own) >= DURATIONS_MINIMUM else self._all_durations
 
-    def _expect_overdue(self, now: float) -> None:
-        expected = self._expected
-        while expected and expected[0][0] <= now:
-            _, instance_id, number = heapq.heappop(expected)
+    def _expect_again(self, now: float) -> None:
+        """What is expected to end soon may last: the longer it ran, the longer it may go on."""
+        expected, kept = self._expected, []
+        while expected and expected[0][0] <= now + SOON_SECONDS:
+            item = heapq.heappop(expected)
+            _, instance_id, number, noted_at = item
             instance = self._instances.get(instance_id)
             if instance is None or self._noted.get(instance_id) != number:
                 continue
-            if instance.running and instance.heir is None:
-                self._expect(instance, now)
+            if now - noted_at < EXPECTED_SECONDS:
+                kept.append(item)
+            elif instance.running and instance.heir is None:
+                kept.append(self._expect(instance, now))
+        for item in kept:
+            heapq.heappush(expected, item)
 
     def _soonest(self, function: Function, now: float) -> tuple[str, float] | None:
         """The instance that would take the last of the queue, and in how many seconds."""

@@ -73,7 +73,7 @@ def test_the_same_arguments_give_the_same_figures(tmp_path: Path) -> None:
     cells = json.loads((tmp_path / "a.json").read_text())
     for cell in cells:
         counts = {len(rows) for rows in cell["policies"].values()}
-        assert counts == {2}
+        assert counts == (set() if cell["saturated"] else {2})
         for seeds in zip(*cell["policies"].values(), strict=True):
             # The same requests met every policy.
             assert len({figures["requests"] for figures in seeds}) == 1
