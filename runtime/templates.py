@@ -63,10 +63,12 @@ class Templates:
             hidden=start.sandbox.hidden,
             in_memory=True,
         )
-        wish = _Wish(
-            start.checkpoint, start.threads, start.sandbox.levels, plan, start.adapter is None
+        # A start with an adapter does not take back what one without wishes.
+        before = self._wishes.get(key)
+        parks = start.adapter is None or (before is not None and before.parks)
+        self._wishes[key] = _Wish(
+            start.checkpoint, start.threads, start.sandbox.levels, plan, parks
         )
-        self._wishes[key] = wish
         while len(self._wishes) > TEMPLATES_MAXIMUM:
             self._wishes.popitem(last=False)
         if key in self._made:

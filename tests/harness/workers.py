@@ -113,6 +113,12 @@ class ZygoteProcess:
         self.process.wait(10)
 
 
+def children(zygote: ZygoteProcess) -> set[int]:
+    """The processes that it has forked, workers or not."""
+    pid = zygote.process.pid
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
 class WorkerProcess:
     """One worker: `call` sends a request over real HTTP, `status` is its first status line."""
 

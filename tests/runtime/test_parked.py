@@ -18,6 +18,7 @@ from harness.workers import (
     Resident,
     WorkerProcess,
     ZygoteProcess,
+    children,
     resident,
     sandbox_levels,
     worker,
@@ -45,11 +46,6 @@ def zygote() -> Iterator[ZygoteProcess]:
     made = ZygoteProcess()
     yield made
     made.close()
-
-
-def children(zygote: ZygoteProcess) -> set[int]:
-    pid = zygote.process.pid
-    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
 
 
 def text_of(running: WorkerProcess) -> str:

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 
 from harness import tiny_model
 from harness.adapters import write_adapter
-from harness.workers import Resident, WorkerProcess, ZygoteProcess, resident, worker
+from harness.waiting import eventually
+from harness.workers import Resident, WorkerProcess, ZygoteProcess, children, resident, worker
 from stoker.native import Pool
 from stoker.placement.records import FunctionRecord, Scaling
 from stoker.runtime.zygote import IDLE_SECONDS
@@ -159,6 +160,28 @@ def test_a_function_made_ahead_of_its_weights_takes_any_adapter(
             from_template.append(running.status().from_template)
         time.sleep(IDLE_SECONDS + 1)
     assert from_template[-2:] == [True] * 2
+
+
+def test_a_start_with_an_adapter_leaves_the_one_before_it_its_parked_process(
+    zygote: ZygoteProcess, base: Resident, adapter_folders: Sequence[Path], tmp_path: Path
+) -> None:
+    function = replace(CHAT, max_context=201)
+    adapter = resident(adapter_folders[0], base.pool, tmp_path)
+    adapter.read()
+    before = children(zygote)
+    with (
+        worker(zygote, function, tmp_path / "plain", checkpoint=base, instance_id="i-0") as plain,
+        worker(
+            zygote,
+            function,
+            tmp_path / "adapted",
+            checkpoint=base,
+            adapter=adapter,
+            instance_id="i-1",
+        ) as adapted,
+    ):
+        started = {plain.pid, adapted.pid}
+        eventually(lambda: children(zygote) - before - started, seconds=30)
 
 
 def test_a_function_waits_for_an_adapter_that_comes_after_its_base(
