@@ -24,6 +24,7 @@ from stoker.placement.errors import StartFailed, StokerError
 from stoker.placement.function_code import kind_in
 from stoker.placement.records import FunctionRecord
 from stoker.runtime.cgroups import ControlGroups
+from stoker.runtime.code_cache import compile_sources
 from stoker.runtime.function_logs import FunctionLogs
 from stoker.runtime.node import ZygoteFor
 from stoker.runtime.parked_worker import ParkedWorker
@@ -142,6 +143,8 @@ class ParkedProcesses:
         """From its fork to its end."""
         try:
             async with self._one_at_a_time:
+                if parked.start.code_dir is not None:
+                    await asyncio.to_thread(compile_sources, Path(parked.start.code_dir))
                 await parked.fork(self._zygote_for)
                 try:
                     await parked.be_ready()
