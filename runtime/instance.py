@@ -26,6 +26,7 @@ from typing import Any
 import structlog
 
 from stoker.placement.errors import BadRequest, InstanceLost, StartFailed, StokerError
+from stoker.placement.instance_token import instance_token
 from stoker.placement.records import (
     Assignment,
     FunctionRecord,
@@ -169,7 +170,7 @@ class Instance:
         return WorkerStart(
             instance_id=self.record.instance_id,
             function=function,
-            cluster_token=self._node.cluster_token,
+            token=instance_token(self._node.cluster_token, self.record.instance_id),
             threads=limits.threads(self._node.threads_per_worker),
             work_dir=str(self._work_dir),
             started_at=self._seen_at,

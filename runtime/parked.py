@@ -124,7 +124,7 @@ class ParkedProcesses:
         start = replace(
             wish,
             instance_id=name,
-            cluster_token="",  # nobody's yet
+            token="",  # nobody's yet
             work_dir=str(self._folder / name),
             started_at=0.0,
             checkpoint=wish.checkpoint and replace(wish.checkpoint, chunks=()),

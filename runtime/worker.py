@@ -120,7 +120,7 @@ class _Worker:
             loop.set_task_factory(contained_task)
         self._ready = ready = loop.create_future()
         app = WorkerApp(
-            self._start.cluster_token,
+            self._start.token,
             self._start.instance_id,
             ready,
             self._start.function.scaling.concurrency,

@@ -70,14 +70,16 @@ class SandboxStart:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStart:
-    """One worker to start. `started_at` is time.monotonic() when the agent saw the assignment.
+    """One worker to start. `token` is what its callers must know, and no more than that.
+
+    `started_at` is time.monotonic() when the agent saw the assignment.
 
     With a `failure` (wire form) it is to serve nothing, but to tell that to whoever waits for it.
     """
 
     instance_id: str
     function: FunctionRecord
-    cluster_token: str
+    token: str
     threads: int
     work_dir: str
     started_at: float

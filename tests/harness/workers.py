@@ -41,7 +41,7 @@ from stoker.runtime.worker_start import (
     zygote_environment,
 )
 
-TOKEN = "cluster-token-of-the-tests"
+TOKEN = "instance-token-of-the-tests"
 
 
 @dataclass
@@ -152,9 +152,7 @@ class ParkedProcess:
         self.control.settimeout(60.0)
         self.log_read, log_write = os.pipe()
         os.set_blocking(self.log_read, False)
-        start = replace(
-            start_of(function, work_dir, **keywords), cluster_token="", instance_id="parked-1"
-        )
+        start = replace(start_of(function, work_dir, **keywords), token="", instance_id="parked-1")
         zygote.send(encode_start(ParkStart(start)), [theirs.fileno(), log_write])
         theirs.close()
         os.close(log_write)

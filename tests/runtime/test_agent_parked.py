@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from harness import tiny_model
-from harness.agent import AgentProcess, handler_archive
+from harness.agent import TOKEN, AgentProcess, handler_archive
 from harness.waiting import eventually, gone
+from stoker.placement.instance_token import instance_token
 from stoker.placement.records import (
     Assignment,
     CheckpointRef,
@@ -58,11 +59,13 @@ def texts(agent: AgentProcess, function: FunctionRecord) -> list[tuple[str, str]
     return [(fields["instance"], fields["text"]) for fields in map(json.loads, lines)]
 
 
-def served(agent: AgentProcess, function: FunctionRecord, name: str) -> tuple[Assignment, float]:
+def served(
+    agent: AgentProcess, function: FunctionRecord, name: str, body: object = ""
+) -> tuple[Assignment, float]:
     """An instance that has answered, and the seconds from its order to the answer."""
     began = time.monotonic()
     order = agent.assign(name, function)
-    assert agent.call(order.address).status == 200
+    assert agent.call(order.address, body).status == 200
     seconds = time.monotonic() - began
     agent.instance(name, "serving")
     return order, seconds
@@ -113,6 +116,40 @@ def test_the_next_start_finds_its_code_imported_and_shares_nothing_with_the_firs
         end(agent, order)
     eventually(lambda: gone(pid))
     assert not (agent.state / "run/instances/parked-1").exists()
+
+
+SEARCH = """
+import json, re
+def handle(event, context):
+    found = []
+    for first, second in json.loads(event.body):
+        first, second = (half[::-1].encode() for half in (first, second))
+        found.append(sum(occurrences(first, second)))
+    return found
+def occurrences(first, second):
+    with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", 0) as memory:
+        for line in list(maps):
+            begin, end, rights = re.match(r"([0-9a-f]+)-([0-9a-f]+) (\\S+)", line).groups()
+            if not rights.startswith("rw"): continue
+            try:
+                memory.seek(int(begin, 16))
+                data = memory.read(int(end, 16) - int(begin, 16))
+            except OSError: continue
+            yield sum(data.startswith(second, m.end()) for m in re.finditer(re.escape(first), data))
+"""
+
+
+def test_the_clusters_token_is_not_in_the_memory_of_user_code(agent: AgentProcess) -> None:
+    function = deploy(agent, "search", SEARCH)
+    order, _ = served(agent, function, "0-0", [])
+    # In halves and backwards, so that the question does not hold what it asks for.
+    tokens = [TOKEN, instance_token(TOKEN, "0-0")]
+    halves = [[token[:16][::-1], token[16:][::-1]] for token in tokens]
+    cluster, own = agent.call(order.address, halves).json()
+    assert cluster == 0
+    assert own > 0
+    end(agent, order)
+    agent.store.delete(function.path)
 
 
 def test_a_process_for_a_function_that_is_changed_or_deleted_goes(agent: AgentProcess) -> None:

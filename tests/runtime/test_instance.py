@@ -27,6 +27,7 @@ from stoker.placement.errors import (
     StartFailed,
     StokerError,
 )
+from stoker.placement.instance_token import instance_token
 from stoker.placement.records import CheckpointRef
 from stoker.runtime import instance as instance_module
 
@@ -62,7 +63,7 @@ def test_the_process_that_is_parked_for_the_function_gets_the_start(tmp_path: Pa
         await world.until("serving")
         assert worker.start.work_dir == str(parked.work_dir)
         assert worker.start.sandbox.groups == ("/group/tasks",)
-        assert worker.start.cluster_token == "token"
+        assert worker.start.token == instance_token("token", "1-1")
         assert (worker.descriptor_count, world.forked.is_set()) == (5, False)
         assert world.wished == [worker.start]
         world.instance.stop()

@@ -132,7 +132,7 @@ def named(name: str) -> FunctionRecord:
 def test_it_gets_nothing_of_the_instance_that_served_and_takes_one_start(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         process = await world.parked(checkpoint=CHECKPOINT)
-        assert process.start.cluster_token == ""
+        assert process.start.token == ""
         assert process.start.checkpoint == replace(CHECKPOINT, chunks=())
         assert process.start.work_dir == str(tmp_path / "run/instances/parked-1")
         taken = world.processes.take(FUNCTION)

@@ -197,7 +197,7 @@ def test_user_code_runs_in_its_own_environment_and_may_fail_and_go_on(
     assert _stages(headers)["prefill"] == 0.0
 
 
-def test_without_the_clusters_token_nothing_is_served(
+def test_without_the_instances_token_nothing_is_served(
     zygote: ZygoteProcess, tmp_path: Path
 ) -> None:
     code = _code(tmp_path / "code", "def handle(event, context):\n    return 'served'\n")
