@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stoker.placement.estimate import (
     RESUME_SECONDS,
@@ -356,9 +355,9 @@ def _least(possible: Bools, keys: Sequence[Bools | Ints | Floats]) -> int | None
     return int(found[0]) if len(found) else None
 
 
-def _drawn(ranks: Ints, number: int) -> NDArray[np.uint64]:
+def _drawn(ranks: Ints, number: int) -> Ints:
     """A number for each rank that looks like chance and is the same for the same `number`."""
     mixed = (ranks + (number + 1) * 0x9E3779B9).astype(np.uint64)
     for multiplier in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(multiplier)
-    return mixed ^ (mixed >> np.uint64(31))
+    return (mixed ^ (mixed >> np.uint64(31))).astype(np.int64)
