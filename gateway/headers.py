@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterable
 
 from stoker.gateway.exchange import Headers, Request
+from stoker.placement.instance_token import instance_token
 
 HOP_BY_HOP = frozenset(
     {
@@ -67,7 +68,6 @@ def instance_headers(
     request: Request,
     call_id: str,
     start_nanoseconds: int,
-    cluster_token: str,
     is_ours: Callable[[str], bool],
 ) -> list[tuple[str, str]]:
     """What the instance gets. `is_ours` tells our own credentials, which no function may see."""
@@ -87,7 +87,6 @@ def instance_headers(
     before = request.header(b"x-forwarded-for")
     chain = f"{before}, {request.peer}" if before else request.peer
     kept += [
-        ("X-Stoker-Token", cluster_token),
         ("X-Call-Id", call_id),
         ("X-Start-Time", str(start_nanoseconds)),
         ("X-Forwarded-For", chain),
@@ -99,12 +98,16 @@ def instance_headers(
     return kept
 
 
-def dispatch_headers(instance_id: str) -> list[tuple[str, str]]:
-    """Which instance is meant, and when the request left for it (Unix nanoseconds).
+def dispatch_headers(instance_id: str, cluster_token: str) -> list[tuple[str, str]]:
+    """Which instance is meant, its token, and when the request left for it (Unix nanoseconds).
 
     An address may have passed to another instance meanwhile; that one says so and takes nothing.
     """
-    return [("X-Stoker-Instance", instance_id), ("X-Stoker-Dispatched", str(time.time_ns()))]
+    return [
+        ("X-Stoker-Instance", instance_id),
+        ("X-Stoker-Token", instance_token(cluster_token, instance_id)),
+        ("X-Stoker-Dispatched", str(time.time_ns())),
+    ]
 
 
 def client_headers(raw: Iterable[tuple[bytes, bytes]]) -> Headers:

@@ -188,7 +188,6 @@ class Invoker:
             request,
             call.call_id,
             call.start_nanoseconds,
-            self._cluster_token,
             self._credentials.either,
         )
         for attempt in range(TRIES_MAXIMUM):
@@ -196,7 +195,8 @@ class Invoker:
             dispatched_at = time.monotonic()
             lasted: float | None = None
             try:
-                named = [*headers, *dispatch_headers(slot.target.instance_id)]
+                instance_id = slot.target.instance_id
+                named = [*headers, *dispatch_headers(instance_id, self._cluster_token)]
                 response = await self._upstream.open(
                     slot.target.address, request.method, target_path, named, request.body
                 )

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stoker.placement.estimate import Stages
 from stoker.placement.fleet import Fleet, Placed
@@ -38,8 +37,7 @@ NEAR_SECONDS = 0.05
 # More instances of one function in one zone than there can be.
 _FAR = 1 << 30
 
-Draws = NDArray[np.uint64]
-Column = Bools | Ints | Floats | Draws
+Column = Bools | Ints | Floats
 Kind = Literal["warm", "dram", "ssd", "peer", "remote", "wait", "migrate", "preempt"]
 
 
@@ -304,9 +302,9 @@ def _least(possible: Bools, keys: Sequence[Column]) -> int | None:
     return int(found[0]) if len(found) else None
 
 
-def _drawn(ranks: Ints, number: int) -> Draws:
+def _drawn(ranks: Ints, number: int) -> Ints:
     """A number for each rank that looks like chance and is the same for the same `number`."""
     mixed = (ranks + (number + 1) * 0x9E3779B9).astype(np.uint64)
     for multiplier in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(multiplier)
-    return mixed ^ (mixed >> np.uint64(31))
+    return (mixed ^ (mixed >> np.uint64(31))).astype(np.int64)

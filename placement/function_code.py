@@ -11,6 +11,7 @@ The first of these files that exists decides, unless the annotation `stoker/hand
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Literal, get_args
 
 HandlerKind = Literal["openfaas", "functions-framework", "knative", "process"]
@@ -36,6 +37,11 @@ def entry_file(kind: HandlerKind, exists: Callable[[str], bool]) -> str | None:
 def kind_of_code(exists: Callable[[str], bool]) -> HandlerKind:
     """What the code is by its files alone; `exists` is asked for paths relative to its folder."""
     return next((kind for name, kind in _ENTRIES if exists(name)), "process")
+
+
+def kind_in(folder: Path, annotations: Mapping[str, str]) -> HandlerKind:
+    """What the code in `folder` is, by the annotation or else by its files."""
+    return stated_kind(annotations) or kind_of_code(lambda name: (folder / name).is_file())
 
 
 def stated_kind(annotations: Mapping[str, str]) -> HandlerKind | None:

@@ -122,6 +122,7 @@ class Agent:
             self._spares.close()
             self._announcements.remove(self._identity.path)
             await self._drain()
+            await node.parking.close()
             writing.cancel()
 
     def announce(self) -> None:
@@ -177,6 +178,8 @@ class Agent:
 
     def _note_function(self, change: Change) -> None:
         record = None if change.entry is None else _decoded(FunctionRecord, change)
+        assert self._node is not None
+        self._node.parking.changed(change.path, record)
         if record is None:
             self._functions.pop(change.path, None)
         else:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from stoker.runtime import cgroup_trees, sandbox
 from stoker.runtime.agent import Agent, Tiers
 from stoker.runtime.agent_http import Server, application
 from stoker.runtime.announcements import Announcements
+from stoker.runtime.cgroups import ControlGroups
 from stoker.runtime.checkpoint.manifest import Manifest
 from stoker.runtime.checkpoint.residency import Residency
 from stoker.runtime.checkpoint.settings import CheckpointSettings
@@ -36,6 +37,7 @@ from stoker.runtime.environments import Environment, Environments
 from stoker.runtime.function_logs import FunctionLogs
 from stoker.runtime.limits import free_memory_bytes
 from stoker.runtime.node import Node
+from stoker.runtime.parked import ParkedProcesses
 from stoker.runtime.peers import PeerDirectory
 from stoker.runtime.preflight import check_memory
 from stoker.runtime.settings import Settings
@@ -115,9 +117,7 @@ async def _serve(
         on_change=lambda: agent.note_change() if agent else None,
         cluster_token=settings.cluster_token,
     )
-    groups = await asyncio.to_thread(cgroup_trees.find)
-    levels = await asyncio.to_thread(_sandbox_levels, groups.missing)
-    await asyncio.to_thread(groups.remove_leftovers)
+    groups, levels = await asyncio.to_thread(_holds)
     zygote = ZygoteClient(
         program(settings.run_dir, os.environ),
         on_change=lambda: agent.announce() if agent else None,
@@ -139,6 +139,7 @@ async def _serve(
             open_checkpoint=await asyncio.to_thread(_opener, cache, settings.node_id, store, pool),
             open_code=CodeCache(settings.code_dir, store).open,
             zygote_for=zygotes.lease,
+            parking=ParkedProcesses(zygotes.lease, groups, logs, settings.run_dir),
             announcer=announcements,
             on_serving=agent.note_init_seconds,
             logs=logs,
@@ -167,13 +168,14 @@ async def _serve(
     _log.info("agent_stopped", node_id=settings.node_id)
 
 
-def _sandbox_levels(missing_limits: Mapping[str, str]) -> tuple[str, ...]:
+def _holds() -> tuple[ControlGroups, tuple[str, ...]]:
     """What workers will be held by here; what they will not be held by is logged."""
-    found = sandbox.probe()
-    missing = {name: why for name, why in {**found, **missing_limits}.items() if why}
+    groups, found = cgroup_trees.find(), sandbox.probe()
+    missing = {name: why for name, why in {**found, **groups.missing}.items() if why}
     if missing:
         _log.warning("sandbox_incomplete", **missing)
-    return sandbox.in_force(found)
+    groups.remove_leftovers()
+    return groups, sandbox.in_force(found)
 
 
 def _record(

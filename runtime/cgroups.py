@@ -224,19 +224,6 @@ class Joining:
             self._error = error
 
 
-def adopt(pid: int, paths: Sequence[str]) -> None:
-    """Moves a process with all its threads into the groups of these `join_paths`.
-
-    StartFailed if there is no such group, and then it must not go on. This takes 8 ms.
-    """
-    try:
-        for path in paths:
-            with contextlib.suppress(ProcessLookupError):  # it has ended
-                Path(path).with_name("cgroup.procs").write_text(str(pid))
-    except OSError as error:
-        raise _not_joined(error) from error
-
-
 def _write_self(descriptor: int) -> None:
     with open(descriptor, "wb", buffering=0) as file:
         file.write(b"0")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import tempfile
 import zlib
@@ -16,10 +19,13 @@ from typing import Protocol
 from stoker.placement.errors import StartFailed
 from stoker.placement.names import valid_digest
 from stoker.placement.store import Entry
+from stoker.runtime.worker_start import zygote_environment
 
 UNPACKED_BYTES_MAXIMUM = 64 << 20
 MEMBERS_MAXIMUM = 4096
 KEPT_MAXIMUM = 256
+COMPILED_BYTES_MAXIMUM = 4 << 20
+COMPILE_SECONDS_MAXIMUM = 20.0
 _TEMPORARY_PREFIX = ".unpacking-"
 
 
@@ -84,6 +90,28 @@ class CodeCache:
         folders = sorted(self._directory.iterdir(), key=lambda path: path.stat().st_mtime)
         for old in folders[:-KEPT_MAXIMUM]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def compile_sources(folder: Path) -> None:
+    """Leaves bytecode beside the sources in `folder`, which no worker can write; blocks.
+
+    It is done once, and by a process of its own: a source can be made to exhaust its compiler.
+    What cannot be compiled is left to whoever imports it to explain.
+    """
+    sources = sum(path.stat().st_size for path in folder.rglob("*.py"))
+    if sources > COMPILED_BYTES_MAXIMUM or any(folder.rglob("__pycache__")):
+        return
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(
+            [sys.executable, "-I", "-m", "compileall", "-q", "."],
+            cwd=folder,
+            env=zygote_environment(os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=COMPILE_SECONDS_MAXIMUM,
+            check=False,
+        )
 
 
 def _extract(archive: bytes, folder: Path) -> None:

@@ -2,8 +2,9 @@
 
 1. Archive and checkpoint are opened side by side; the checkpoint's bytes flow on behind. Code
    that asks for packages gets an environment with them, and the zygote of that.
-2. The zygote forks a worker at once with the listening socket; the agent closes its own copy, so
-   that a dead worker's address refuses whoever waits there.
+2. The process that is parked for the function, or else a fork of the zygote, gets the listening
+   socket at once; the agent closes its own copy, so that a dead worker's address refuses whoever
+   waits there.
 3. The first of these decides what comes next: a line of the worker's status pipe, the worker's
    exit, the failure of the load, an order to stop, the deadline.
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import os
 import shutil
 import signal
 import socket
@@ -26,6 +26,7 @@ from typing import Any
 import structlog
 
 from stoker.placement.errors import BadRequest, InstanceLost, StartFailed, StokerError
+from stoker.placement.instance_token import instance_token
 from stoker.placement.records import (
     Assignment,
     FunctionRecord,
@@ -34,9 +35,9 @@ from stoker.placement.records import (
 )
 from stoker.placement.resources import Limits, parse_limits
 from stoker.runtime.cgroups import Group
-from stoker.runtime.function_logs import LineSplitter
-from stoker.runtime.node import Node, Worker, Zygote
+from stoker.runtime.node import Node, Parked, Worker
 from stoker.runtime.openings import Openings
+from stoker.runtime.pipes import Pipe
 from stoker.runtime.worker_end import cause_of_death
 from stoker.runtime.worker_start import (
     CheckpointStart,
@@ -83,9 +84,10 @@ class Instance:
         self._serving_at = math.inf
         self._called = False
         self._grouping: asyncio.Future[Group] | None = None
-        self._status_pipe: asyncio.StreamReader | None = None
+        self._parked: Parked | None = None
+        self._started_with: WorkerStart | None = None
+        self._pipes: list[Pipe] = []
         self._log_pump: asyncio.Task[None] | None = None
-        self._transports: list[asyncio.ReadTransport] = []
         self._work_dir = node.run_dir / "instances" / order.instance_id
         self.record = InstanceRecord(
             instance_id=order.instance_id,
@@ -143,30 +145,33 @@ class Instance:
         loop, node = asyncio.get_running_loop(), self._node
         function = await self._find_function()
         limits = parse_limits(function.limits)
-        self._grouping = asyncio.ensure_future(
-            asyncio.to_thread(node.groups.create, self.record.instance_id, limits)
-        )
+        self._parked = node.parking.take(function)
+        if self._parked is None:
+            making = asyncio.to_thread(node.groups.create, self.record.instance_id, limits)
+            self._grouping = asyncio.ensure_future(making)
+        else:
+            self._grouping, self._work_dir = self._parked.grouping, self._parked.work_dir
         self._openings.begin(function)
         code_dir = None
         if function.code_digest is not None:
             code_dir = await loop.run_in_executor(
                 node.threads, node.open_code, function.code_digest
             )
-        async with node.zygote_for(code_dir, self._write_log) as zygote:
-            await self._fork(zygote, function, code_dir, await self._openings.starts())
+        start = await self._whole_start(function, code_dir, await self._openings.starts())
+        self._work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await self._hand_over(start)
 
-    async def _fork(
+    async def _whole_start(
         self,
-        zygote: Zygote,
         function: FunctionRecord,
         code_dir: Path | None,
         starts: list[CheckpointStart],
-    ) -> None:
+    ) -> WorkerStart:
         limits = parse_limits(function.limits)
-        start = WorkerStart(
+        return WorkerStart(
             instance_id=self.record.instance_id,
             function=function,
-            cluster_token=self._node.cluster_token,
+            token=instance_token(self._node.cluster_token, self.record.instance_id),
             threads=limits.threads(self._node.threads_per_worker),
             work_dir=str(self._work_dir),
             started_at=self._seen_at,
@@ -175,17 +180,27 @@ class Instance:
             adapter=starts[1] if len(starts) > 1 else None,
             sandbox=await self._sandbox(limits),
         )
-        self._work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with contextlib.ExitStack() as write_ends:
-            log_reader, log_end = await self._pipe(write_ends)
-            status_reader, status_end = await self._pipe(write_ends)
-            shared = [self._listening.fileno(), log_end, status_end, *self._openings.descriptors]
-            self._worker = await zygote.start(start, shared)
+
+    async def _hand_over(self, start: WorkerStart) -> None:
+        """To the process that is parked for it, or else to a fork."""
+        for _ in range(2):
+            self._pipes.append(await Pipe.open())
+        log, status = self._pipes
+        given = [self._listening.fileno(), log.write_end, status.write_end]
+        given += self._openings.descriptors
+        if self._parked is not None and await self._parked.begin(start, given):
+            self._worker, how = self._parked.worker, "took parked"
+        else:
+            code_dir = None if start.code_dir is None else Path(start.code_dir)
+            async with self._node.zygote_for(code_dir, self._write_log) as zygote:
+                self._worker, how = await zygote.start(start, given), "forked"
         self._forked_after = self._age()
         self._listening.close()
-        self._status_pipe = status_reader
-        self._log_pump = asyncio.ensure_future(self._pump(log_reader))
-        self._say(f"forked worker pid {self._worker.pid} after {self._age():.3f} s")
+        for pipe in self._pipes:
+            pipe.close_write_end()
+        self._started_with = start
+        self._log_pump = asyncio.ensure_future(log.pump(self._write_log))
+        self._say(f"{how} worker pid {self._worker.pid} after {self._age():.3f} s")
 
     async def _sandbox(self, limits: Limits) -> SandboxStart:
         """What the worker must know of its sandbox; a limit that nobody enforces is told."""
@@ -201,16 +216,6 @@ class Instance:
             groups=tuple(group.join_paths),
             memory_bytes=limits.memory_bytes,
         )
-
-    async def _pipe(self, write_ends: contextlib.ExitStack) -> tuple[asyncio.StreamReader, int]:
-        read_end, write_end = os.pipe()
-        write_ends.callback(os.close, write_end)
-        reader = asyncio.StreamReader()
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb")
-        )
-        self._transports.append(transport)
-        return reader, write_end
 
     async def _watch(self, worker: Worker) -> None:
         """Returns when an order to stop came; raises what ended the instance otherwise."""
@@ -247,9 +252,8 @@ class Instance:
 
     async def _next_status(self) -> WorkerStatus | None:
         """The next line of the status pipe; None at its end."""
-        assert self._status_pipe is not None
         try:
-            line = await self._status_pipe.readline()
+            line = await self._pipes[1].reader.readline()
             return decode_status(line) if line else None
         except (ValueError, BadRequest) as error:
             raise StartFailed(f"Expected a status line from the worker, found: {error}.") from error
@@ -278,6 +282,8 @@ class Instance:
             )
         )
         self._node.on_serving(said.init_seconds)
+        assert self._started_with is not None
+        self._node.parking.wish(self._started_with)
 
     async def _cause_of_death(
         self, worker: Worker, status: asyncio.Future[WorkerStatus | None]
@@ -312,12 +318,14 @@ class Instance:
         self._listening.close()
         if self._worker is not None:
             await self._end(self._worker)
+        if self._parked is not None and self._parked.worker is not self._worker:
+            self._parked.worker.signal(signal.SIGKILL)
         if self._log_pump is not None:
             # A grandchild may hold the pipe open.
             await asyncio.wait({self._log_pump}, timeout=LAST_WORDS_SECONDS_MAXIMUM)
             self._log_pump.cancel()
-        for transport in self._transports:
-            transport.close()
+        for pipe in self._pipes:
+            pipe.close()
         self._openings.close()
         await self._remove_group()
         await asyncio.to_thread(shutil.rmtree, self._work_dir, ignore_errors=True)
@@ -349,13 +357,6 @@ class Instance:
             if worker.exited.done():
                 return
         _log.error("worker_survives", pid=worker.pid, instance_id=self.record.instance_id)
-
-    async def _pump(self, reader: asyncio.StreamReader) -> None:
-        """The worker's output, line by line, into the function's log."""
-        lines = LineSplitter()
-        while data := await reader.read(64 * 1024):
-            self._write_log(lines.feed(data))
-        self._write_log(lines.end())
 
     def _say(self, text: str) -> None:
         self._write_log([f"instance {self.record.instance_id} {text}"])

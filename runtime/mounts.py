@@ -31,22 +31,16 @@ TEMPORARY = existing(("/tmp", "/var/tmp"))  # noqa: S108 (the places themselves)
 SHARED_MEMORY = existing(("/dev/shm",))  # noqa: S108
 
 
-def make_own_view(
-    work: str, hidden: Iterable[str], kept: Iterable[str], *, in_memory: bool = False
-) -> None:
+def make_own_view(work: str, hidden: Iterable[str], kept: Iterable[str]) -> None:
     """Takes effect at once; the working directory must be set anew. OSError if not allowed.
 
     Needs CAP_SYS_ADMIN, or a kernel that gives every user namespaces; then uid and gid stay the
-    same. `work` has a folder `tmp`; with `in_memory` it is a new one, that ends with the process.
-    All are absolute paths of what exists, without symbolic links.
+    same. `work` has a folder `tmp`. All are absolute paths of what exists, without symbolic links.
     """
     covered = outermost([*TEMPORARY, *SHARED_MEMORY, *hidden])
     back = [path for path in outermost([work, *kept]) if _inside(path, covered)]
     _enter_namespace()
     linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
-    if in_memory:
-        linux.mount("none", work, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=700")
-        Path(work, "tmp").mkdir()
     linux.set_read_only("/", True, everything_below=True)
     # What will be covered is still reached through these.
     sources = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in {*back, work}}

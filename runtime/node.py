@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 from stoker.placement.records import CheckpointRef, FunctionRecord
-from stoker.runtime.cgroups import ControlGroups
+from stoker.runtime.cgroups import ControlGroups, Group
 from stoker.runtime.function_logs import FunctionLogs
-from stoker.runtime.worker_start import WorkerStart
+from stoker.runtime.worker_start import ParkStart, WorkerStart
 
 
 class LoadProgress(Protocol):
@@ -61,9 +61,39 @@ class Worker(Protocol):
 
 
 class Zygote(Protocol):
-    async def start(self, start: WorkerStart, descriptors: Sequence[int]) -> Worker:
+    async def start(self, start: WorkerStart | ParkStart, descriptors: Sequence[int]) -> Worker:
         """Forks a worker that inherits the descriptors; StokerError when it cannot."""
         ...
+
+
+ZygoteFor = Callable[
+    [Path | None, Callable[[list[str]], None]], AbstractAsyncContextManager[Zygote]
+]
+"""What forks workers for the code in a folder, and writes to the function's log meanwhile."""
+
+
+class Parked(Protocol):
+    """A process that has been made ready for one start."""
+
+    @property
+    def worker(self) -> Worker: ...
+    @property
+    def work_dir(self) -> Path: ...
+    @property
+    def grouping(self) -> asyncio.Future[Group]: ...
+
+    async def begin(self, start: WorkerStart, descriptors: Sequence[int]) -> bool:
+        """Passes the start on to it; False if it has died."""
+        ...
+
+
+class Parking(Protocol):
+    """The processes that are made ready; see parked.py."""
+
+    def take(self, function: FunctionRecord) -> Parked | None: ...
+    def wish(self, start: WorkerStart) -> None: ...
+    def changed(self, path: str, function: FunctionRecord | None) -> None: ...
+    async def close(self) -> None: ...
 
 
 class Announcer(Protocol):
@@ -81,15 +111,13 @@ class Node:
     `sandbox_levels` are those that every worker enters, `hidden` the folders that none sees.
     `open_checkpoint` and `open_code` block and are run in `threads`; waiting for a load to end
     takes a thread of `waiting_threads`. A checkpoint is opened for a function, for which there must
-    be memory. `zygote_for` gives what forks workers for the code in a folder, and writes to the
-    function's log meanwhile. `on_serving` is told the init seconds.
+    be memory. `on_serving` is told the init seconds.
     """
 
     open_checkpoint: Callable[[CheckpointRef, FunctionRecord], OpenCheckpoint]
     open_code: Callable[[str], Path]
-    zygote_for: Callable[
-        [Path | None, Callable[[list[str]], None]], AbstractAsyncContextManager[Zygote]
-    ]
+    zygote_for: ZygoteFor
+    parking: Parking
     announcer: Announcer
     on_serving: Callable[[float], None]
     logs: FunctionLogs

@@ -1,141 +1,205 @@
-"""Processes that are functions but for their weights, waiting for a start to be theirs.
+r"""Processes that are a function's next instance but for what its start tells.
 
-A parked process is a fork of its zygote that has run its template once over weights that read as
-zeros: threads, kernels and caches are as warm as after a first request. A start reaches it with
-its descriptors through its own socket, so that nothing is forked while somebody waits.
+When a function has served, a process is forked for its next instance: it enters its sandbox and
+control groups, then imports the function's code, or runs its model once over weights that read as
+zeros. A start reaches it through a socket of its own, so that nothing is forked, imported or built
+while somebody waits. It becomes one instance and no other: nothing that code made at import is
+shared.
+
+    wish -- 2 s without a start --> forked -- "parked" --> waiting -- take --> an instance
+                                       \-- fails, hangs, is too big --> ended, not tried again
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
+import asyncio
+import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-import torch
+import structlog
 
-from stoker.runtime import sandbox, worker
-from stoker.runtime.template import ModelTemplate, TemplateKey
-from stoker.runtime.worker_start import (
-    DESCRIPTORS_MAXIMUM,
-    MESSAGE_BYTES_MAXIMUM,
-    WorkerStart,
-    decode_start,
-)
+from stoker.placement.errors import StartFailed, StokerError
+from stoker.placement.function_code import kind_in
+from stoker.placement.records import FunctionRecord
+from stoker.runtime.cgroups import ControlGroups
+from stoker.runtime.code_cache import compile_sources
+from stoker.runtime.function_logs import FunctionLogs
+from stoker.runtime.node import ZygoteFor
+from stoker.runtime.parked_worker import ParkedWorker
+from stoker.runtime.worker_start import WorkerStart
 
 PARKED_MAXIMUM = 4
+PARKED_BYTES_MAXIMUM = 1 << 30
+IDLE_SECONDS = 2.0
+REFUSED_MAXIMUM = 256
+CLOSE_SECONDS_MAXIMUM = 5.0
 
-
-@dataclass(frozen=True, slots=True)
-class _Process:
-    pid: int
-    control: socket.socket
+_log = structlog.get_logger()
 
 
 class ParkedProcesses:
-    """At most one for each template, and PARKED_MAXIMUM in all: those started last stay."""
+    """At most one for each function and PARKED_MAXIMUM in all; the ones wished last stay.
 
-    def __init__(self) -> None:
-        self._processes: OrderedDict[TemplateKey, _Process] = OrderedDict()
-        self._unreaped: set[int] = set()
+    One event loop owns it. Together they hold at most PARKED_BYTES_MAXIMUM that nobody else does.
+    """
 
-    def __contains__(self, key: TemplateKey) -> bool:
-        return key in self._processes
-
-    def park(
-        self,
-        key: TemplateKey,
-        template: ModelTemplate,
-        threads: int,
-        levels: tuple[str, ...],
-        plan: sandbox.Plan,
-        leave: Callable[[], None],
+    def __init__(
+        self, zygote_for: ZygoteFor, groups: ControlGroups, logs: FunctionLogs, run_dir: Path
     ) -> None:
-        """Forks one, which calls `leave` first. Whoever was parked first makes room.
+        self._zygote_for = zygote_for
+        self._groups = groups
+        self._logs = logs
+        self._folder = run_dir / "instances"
+        # Each by the function's path; what is refused is as the function was then.
+        self._wishes: OrderedDict[str, WorkerStart] = OrderedDict()
+        self._parked: OrderedDict[str, ParkedWorker] = OrderedDict()
+        self._refused: OrderedDict[str, FunctionRecord] = OrderedDict()
+        self._lives: set[asyncio.Task[None]] = set()
+        self._one_at_a_time = asyncio.Lock()
+        self._timer: asyncio.TimerHandle | None = None
+        self._numbers = itertools.count(1)
+        self._is_closed = False
 
-        It enters `levels` of its sandbox by `plan`, before it has more threads than one.
-        """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            parent = os.getpid()
-            pid = os.fork()
-            if pid == 0:
-                code = 1
-                try:
-                    ours.close()
-                    leave()
-                    worker.die_with_parent()
-                    if os.getppid() == parent:
-                        _enter(levels, plan)
-                        code = _wait_and_run(theirs, template, threads, plan.work_dir)
-                finally:
-                    os._exit(code)
-        self._processes[key] = _Process(pid, ours)
-        self._unreaped.add(pid)
-        while len(self._processes) > PARKED_MAXIMUM:
-            self._end(self._processes.popitem(last=False)[1])
-
-    def hand_over(self, key: TemplateKey, message: bytes, descriptors: Sequence[int]) -> int | None:
-        """Gives a start to the process parked for it; its pid, or None where there is none."""
-        process = self._processes.pop(key, None)
-        if process is None:
+    def take(self, function: FunctionRecord) -> ParkedWorker | None:
+        """The process that waits for a start of this very function; the caller's from now on."""
+        self._rest()
+        parked = self._parked.get(function.path)
+        if parked is None or not parked.waits or parked.function != _lasting(function):
             return None
+        del self._parked[function.path]
+        parked.taken = True
+        return parked
+
+    def wish(self, start: WorkerStart) -> None:
+        """The function of `start` has served: a process may be made ready for its next start."""
+        function = _lasting(start.function)
+        path = function.path
+        if self._is_closed or path in self._parked or self._refused.get(path) == function:
+            return
+        if not _can_be_parked(start):
+            return
+        self._wishes[path] = replace(start, function=function)
+        self._wishes.move_to_end(path)
+        while len(self._wishes) > PARKED_MAXIMUM:
+            self._wishes.popitem(last=False)
+        self._rest()
+
+    def changed(self, path: str, function: FunctionRecord | None) -> None:
+        """The function is `function` from now on; None: it is deleted."""
+        now = None if function is None else _lasting(function)
+        if path in self._wishes and self._wishes[path].function != now:
+            del self._wishes[path]
+        if path in self._parked and self._parked[path].function != now:
+            self._end(path)
+        if path in self._refused and self._refused[path] != now:
+            del self._refused[path]
+
+    async def close(self) -> None:
+        """Ends all that nobody has taken."""
+        self._is_closed = True
+        self._wishes.clear()
+        self._rest()
+        for path in list(self._parked):
+            self._end(path)
+        if self._lives:
+            await asyncio.wait(self._lives, timeout=CLOSE_SECONDS_MAXIMUM)
+
+    def _rest(self) -> None:
+        """Something happens, or has happened: the next wish waits until nothing does."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._wishes:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(IDLE_SECONDS, self._begin)
+
+    def _begin(self) -> None:
+        self._timer = None
+        if not self._wishes:  # their functions were changed or deleted
+            return
+        path, wish = self._wishes.popitem()
+        name = f"parked-{next(self._numbers)}"
+        start = replace(
+            wish,
+            instance_id=name,
+            token="",  # nobody's yet
+            work_dir=str(self._folder / name),
+            started_at=0.0,
+            checkpoint=wish.checkpoint and replace(wish.checkpoint, chunks=()),
+            adapter=wish.adapter and replace(wish.adapter, chunks=()),
+        )
+        parked = ParkedWorker(start, self._groups, lambda texts: self._write_log(start, texts))
+        self._parked[path] = parked
+        parked.life = asyncio.ensure_future(self._live(path, parked))
+        self._lives.add(parked.life)
+        parked.life.add_done_callback(self._lives.discard)
+        while len(self._parked) > PARKED_MAXIMUM:
+            self._end(next(iter(self._parked)))
+        self._rest()
+
+    async def _live(self, path: str, parked: ParkedWorker) -> None:
+        """From its fork to its end."""
         try:
-            process.control.recv(1, socket.MSG_DONTWAIT)
-            socket.send_fds(process.control, [message], list(descriptors))
-        except BlockingIOError:  # it still rehearses, which takes longer than a fork
-            self._processes[key] = process
-            return None
-        except OSError:  # it has died
-            process.control.close()
-            return None
-        process.control.close()
-        self._unreaped.discard(process.pid)  # from now on it is its instance's
-        return process.pid
+            async with self._one_at_a_time:
+                if parked.start.code_dir is not None:
+                    await asyncio.to_thread(compile_sources, Path(parked.start.code_dir))
+                await parked.fork(self._zygote_for)
+                try:
+                    await parked.be_ready()
+                    self._make_room(path, parked)
+                    self._write_log(parked.start, [f"{parked.name} is ready for the next start"])
+                except StokerError:
+                    self._refuse(path, parked.function)
+                    raise
+            await parked.ended()
+        except StokerError as error:
+            self._write_log(parked.start, [f"{parked.name} is not kept for a start: {error}"])
+        except Exception:  # noqa: BLE001 - a bug, or a full disk: instances start without it
+            _log.exception("parking_failed", function=parked.function.key)
+        finally:
+            if self._parked.get(path) is parked:
+                del self._parked[path]
+            await parked.release()
 
-    def reap(self) -> None:
-        """Takes note of those that have ended."""
-        for pid in tuple(self._unreaped):
-            if os.waitpid(pid, os.WNOHANG)[0] == 0:
-                continue
-            self._unreaped.discard(pid)
-            for key, process in tuple(self._processes.items()):
-                if process.pid == pid:
-                    del self._processes[key]
-                    process.control.close()
+    def _make_room(self, path: str, parked: ParkedWorker) -> None:
+        if parked.private_bytes > PARKED_BYTES_MAXIMUM:
+            raise StartFailed(
+                f"Expected a process that waits to hold at most {PARKED_BYTES_MAXIMUM:,} bytes, "
+                f"found {parked.private_bytes:,}.",
+                "Import less, or load data when the function is first called.",
+            )
+        others = [other for other in self._parked if other != path]
+        while others and sum(p.private_bytes for p in self._parked.values()) > PARKED_BYTES_MAXIMUM:
+            self._end(others.pop(0))
 
-    def leave(self) -> None:
-        """In another child: closes its copies of the sockets."""
-        for process in self._processes.values():
-            process.control.close()
+    def _refuse(self, path: str, function: FunctionRecord) -> None:
+        self._refused[path] = function
+        while len(self._refused) > REFUSED_MAXIMUM:
+            self._refused.popitem(last=False)
 
-    def _end(self, process: _Process) -> None:
-        process.control.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
+    def _end(self, path: str) -> None:
+        life = self._parked.pop(path).life
+        assert life is not None  # it was set when the process was put there
+        life.cancel()
+
+    def _write_log(self, start: WorkerStart, texts: list[str]) -> None:
+        try:
+            self._logs.append(start.function.key, start.instance_id, texts)
+        except OSError as error:
+            _log.warning("function_log_failed", function=start.function.key, cause=str(error))
 
 
-def _enter(levels: tuple[str, ...], plan: sandbox.Plan) -> None:
-    (plan.work_dir / "tmp").mkdir(parents=True, exist_ok=True)
-    sandbox.enter(levels, plan)
+def _lasting(function: FunctionRecord) -> FunctionRecord:
+    """The function without what changes while it stays what it is."""
+    return replace(function, replicas_requested=None)
 
 
-def _wait_and_run(
-    control: socket.socket, template: ModelTemplate, threads: int, work_dir: Path
-) -> int:
-    torch.set_num_threads(threads)
-    template.rehearse()
-    control.send(b"1")
-    message, descriptors, _, _ = socket.recv_fds(
-        control, MESSAGE_BYTES_MAXIMUM, DESCRIPTORS_MAXIMUM
-    )
-    control.close()
-    if not message:
-        return 0
-    start = decode_start(message)
-    assert isinstance(start, WorkerStart)  # its zygote has looked
-    return worker.run(start, descriptors, template, work_dir)
+def _can_be_parked(start: WorkerStart) -> bool:
+    """A classic function has nothing to make ready: each of its requests is a process."""
+    if start.function.task != "custom":
+        return start.checkpoint is not None
+    if start.code_dir is None:
+        return False
+    return kind_in(Path(start.code_dir), start.function.annotations) != "process"

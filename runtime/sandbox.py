@@ -53,15 +53,13 @@ class Plan:
 
     Everything below `work_dir` may be written; `work_dir/tmp` exists. `hidden` are folders of
     the node. `private_bytes` is how much private memory may be mapped from now on, None for any.
-    `in_memory` makes `work_dir` an empty one with the level `mounts`. `own_view` says that this
-    level has been entered.
+    `own_view` says that the level `mounts` has been entered.
     """
 
     work_dir: Path
     readable: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
     private_bytes: int | None = None
-    in_memory: bool = False
     own_view: bool = False
 
 
@@ -159,7 +157,7 @@ def _make_own_view(plan: Plan) -> None:
     kept = (*_INTERPRETER, *_RESOLVER, *mounts.existing(plan.readable))
     hidden = (*_HIDDEN, *mounts.existing(plan.hidden))
     work = os.path.realpath(plan.work_dir)
-    mounts.make_own_view(work, hidden, kept, in_memory=plan.in_memory)
+    mounts.make_own_view(work, hidden, kept)
 
 
 def _restrict_files(plan: Plan) -> None:

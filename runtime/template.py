@@ -22,6 +22,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from stoker.native import Mapping, Progress
 from stoker.placement.records import FunctionRecord, Task
+from stoker.runtime.checkpoint.adapter import attach_adapter, read_config
 from stoker.runtime.checkpoint.tensors import tensor_views
 from stoker.runtime.engine import kv_cache, weights
 from stoker.runtime.engine.arrival import Arrival
@@ -56,28 +57,44 @@ def template_key(function: FunctionRecord, digest: str) -> TemplateKey:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """A LoRA adapter in the pool, which may still be on its way there."""
+class AdapterTemplate:
+    """A LoRA adapter around address space that holds nothing yet; CheckpointError if it is none."""
 
-    checkpoint: CheckpointStart
-    pool_descriptor: int
-    progress: Progress
-
-    def attach(self, model: PreTrainedModel) -> None:
-        """Put it beside the weights, which other functions may share and which stay as they are."""
-        # PEFT takes a while to import, and most functions have no adapter.
-        from stoker.runtime.checkpoint.adapter import attach_adapter
-
-        checkpoint = self.checkpoint
-        mapping = Mapping(checkpoint.byte_count)
-        mapping.map(self.pool_descriptor, checkpoint.chunks)
-        weights.wait_for_bytes(self.progress, checkpoint.byte_count)
-        tensors = tensor_views(
-            torch.frombuffer(mapping, dtype=torch.uint8),
+    def __init__(self, checkpoint: CheckpointStart) -> None:
+        self._uri = checkpoint.uri
+        self._config = read_config(Path(checkpoint.files_dir), checkpoint.uri)
+        self._mapping = Mapping(checkpoint.byte_count)
+        self._tensors = tensor_views(
+            torch.frombuffer(self._mapping, dtype=torch.uint8),
             weights.read_layout(Path(checkpoint.layout_path)),
         )
-        attach_adapter(model, Path(checkpoint.files_dir), tensors, checkpoint.uri)
+        self._is_attached = False
+
+    def attach_ahead(self, model: PreTrainedModel) -> None:
+        """Put it beside the weights, unless it must be cast, for which its bytes are needed."""
+        if all(tensor.dtype == torch.float32 for tensor in self._tensors.values()):
+            self._attach(model)
+
+    def start(self, model: PreTrainedModel, adapter: Adapter) -> None:
+        """Put its bytes there as well; they are waited for."""
+        self._mapping.map(adapter.pool_descriptor, adapter.chunks)
+        weights.wait_for_bytes(adapter.progress, len(self._mapping))
+        if not self._is_attached:
+            self._attach(model)
+
+    def _attach(self, model: PreTrainedModel) -> None:
+        attach_adapter(model, self._config, self._tensors, self._uri)
+        self._is_attached = True
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter in the pool, which may still be on its way there."""
+
+    template: AdapterTemplate
+    chunks: tuple[int, ...]
+    pool_descriptor: int
+    progress: Progress
 
 
 class ModelTemplate:
@@ -125,7 +142,7 @@ class ModelTemplate:
             arrival.ended.result()
         self._runner = runner = self._runner or self._make_runner()
         if adapter is not None:
-            adapter.attach(self._skeleton.model)
+            adapter.template.start(self._skeleton.model, adapter)
         if arrival is not None:
             arrival.guard(self._skeleton.model)
         if isinstance(runner, Embedder):
@@ -133,11 +150,14 @@ class ModelTemplate:
         runner.start(on_lost, None if arrival is None else arrival.ended)
         return GenerationHandler(runner, self._codec, self._key.task), arrival
 
-    def rehearse(self) -> None:
+    def rehearse(self, adapter: AdapterTemplate | None = None) -> None:
         """Runs the model once over weights that read as zeros, with this process's threads.
 
-        The process may not fork afterwards.
+        With the adapter beside it, with which it is to be started. The process may not fork
+        afterwards.
         """
+        if adapter is not None and self._runner is not None:
+            adapter.attach_ahead(self._skeleton.model)
         if isinstance(self._runner, Embedder):
             self._runner.embed([[0, 0, 0]])
         elif self._runner is not None:

@@ -32,7 +32,7 @@ from stoker.runtime.cgroups import Joining
 from stoker.runtime.handlers.calls import contained_task
 from stoker.runtime.handlers.http import Handler, Request, Response
 from stoker.runtime.template import ModelTemplate
-from stoker.runtime.worker_function import build
+from stoker.runtime.worker_function import Prepared, build
 from stoker.runtime.worker_http import Ready, WorkerApp
 from stoker.runtime.worker_start import WorkerStart, WorkerStatus, encode_event
 
@@ -41,6 +41,7 @@ STOP_SECONDS_MAXIMUM = 5.0
 KEEP_ALIVE_SECONDS = 300
 """Longer than a gateway keeps an idle connection, so that it never reuses one being closed."""
 
+PORT_VARIABLES = ("PORT", "LISTEN_ADDRESS")
 _KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "LD_LIBRARY_PATH", "OMP_WAIT_POLICY")
 
 
@@ -49,31 +50,42 @@ def die_with_parent() -> None:
     linux.die_with_parent(signal.SIGKILL)
 
 
-def run(
-    start: WorkerStart,
-    descriptors: Sequence[int],
-    template: ModelTemplate | None,
-    parked_in: Path | None = None,
-) -> int:
+def run(start: WorkerStart, descriptors: Sequence[int], template: ModelTemplate | None) -> int:
     """Serves `start` until told to stop; the exit code. Called in the child, right after the fork.
 
-    `descriptors` are those that `start.descriptor_names` names, in that order. `parked_in` is the
-    work folder of a process that entered its sandbox when it was parked.
+    `descriptors` are those that `start.descriptor_names` names, in that order.
     """
     forked_at = time.monotonic()
-    listen, log, status, *pool = descriptors
+    listen, log, status, *others = descriptors
+    try:
+        joining = become(start, log)
+    except StokerError as error:
+        tell_failure(status, error)
+        return 1
+    return serve(start, (listen, status, *others), Prepared(template), joining, forked_at)
+
+
+def serve(
+    start: WorkerStart,
+    descriptors: Sequence[int],
+    prepared: Prepared,
+    joining: Joining,
+    started_at: float,
+) -> int:
+    """Serves `start` in a process that has become its worker; the exit code.
+
+    `descriptors` are those of the start without its log's.
+    """
+    listen, status, *pool = descriptors
     with socket.socket(fileno=os.dup(listen)) as listening:
         port = listening.getsockname()[1]
-    try:
-        joining = _become_worker(start, log, port, parked_in)
-    except StokerError as error:
-        _tell_failure(status, error)
-        return 1
+    for name, value in zip(PORT_VARIABLES, (f"{port}", f"127.0.0.1:{port}"), strict=True):
+        os.environ.setdefault(name, value)  # the function's own environment counts more
     torch.set_num_threads(start.threads)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            worker = _Worker(start, status, forked_at, joining)
-            return runner.run(worker.serve(listen, tuple(pool), template))
+            worker = _Worker(start, status, started_at, joining)
+            return runner.run(worker.serve(listen, tuple(pool), prepared))
     except BaseException:  # noqa: BLE001 (the process ends here)
         traceback.print_exc()
         return 1
@@ -91,24 +103,24 @@ class _Server(uvicorn.Server):
 
 
 class _Worker:
-    def __init__(self, start: WorkerStart, status: int, forked_at: float, joining: Joining) -> None:
+    def __init__(
+        self, start: WorkerStart, status: int, started_at: float, joining: Joining
+    ) -> None:
         self._start = start
         self._status = status
-        self._forked_at = forked_at
+        self._started_at = started_at
         self._joining = joining
         self._exit_code = 0
         self._ready: asyncio.Future[Ready]
         self._ending: asyncio.Task[None] | None = None
 
-    async def serve(
-        self, listen: int, pool: tuple[int, ...], template: ModelTemplate | None
-    ) -> int:
+    async def serve(self, listen: int, pool: tuple[int, ...], prepared: Prepared) -> int:
         loop = asyncio.get_running_loop()
         if self._start.function.task == "custom":
             loop.set_task_factory(contained_task)
         self._ready = ready = loop.create_future()
         app = WorkerApp(
-            self._start.cluster_token,
+            self._start.token,
             self._start.instance_id,
             ready,
             self._start.function.scaling.concurrency,
@@ -116,7 +128,7 @@ class _Worker:
         )
         self._server = _Server(server_config(app))
         loop.add_signal_handler(signal.SIGTERM, self._stop, 0)
-        starting = asyncio.ensure_future(self._make_ready(ready, pool, template))
+        starting = asyncio.ensure_future(self._make_ready(ready, pool, prepared))
         with socket.socket(fileno=listen) as listening:
             await self._server.serve(sockets=[listening])
         starting.cancel()
@@ -133,10 +145,10 @@ class _Worker:
             traceback.print_exc()
 
     async def _make_ready(
-        self, ready: asyncio.Future[Ready], pool: tuple[int, ...], template: ModelTemplate | None
+        self, ready: asyncio.Future[Ready], pool: tuple[int, ...], prepared: Prepared
     ) -> None:
         try:
-            made = await asyncio.to_thread(self._build, template, pool)
+            made = await asyncio.to_thread(self._build, prepared, pool)
             if made.start is not None:
                 await made.start()
                 made = replace(made, at=time.monotonic())
@@ -160,14 +172,15 @@ class _Worker:
             except StokerError as error:
                 self._failed(error)
                 return
-            init_seconds = made.at - self._forked_at
-            _tell(self._status, WorkerStatus("serving", init_seconds, template is not None))
+            init_seconds = made.at - self._started_at
+            from_template = prepared.template is not None
+            tell(self._status, WorkerStatus("serving", init_seconds, from_template))
 
-    def _build(self, template: ModelTemplate | None, pool: tuple[int, ...]) -> Ready:
+    def _build(self, prepared: Prepared, pool: tuple[int, ...]) -> Ready:
         """In a thread. No user code runs before the control group holds it."""
         if self._start.function.task == "custom":
             self._joining.wait()
-        made = build(self._start, template, pool, self._lose)
+        made = build(self._start, prepared, pool, self._lose)
         self._joining.wait()
         return made
 
@@ -179,7 +192,7 @@ class _Worker:
             nonlocal told
             if not told:
                 told = True
-                _tell(self._status, WorkerStatus("called"))
+                tell(self._status, WorkerStatus("called"))
             return await handler(request)
 
         return handle
@@ -190,7 +203,7 @@ class _Worker:
         self._failed(error)
 
     def _failed(self, error: StokerError) -> None:
-        _tell_failure(self._status, error)
+        tell_failure(self._status, error)
 
     def _lose(self) -> None:
         """The engine has died: so does the worker, unless it was the load that failed.
@@ -210,14 +223,14 @@ class _Worker:
         self._server.should_exit = True
 
 
-def _tell(pipe: int, status: WorkerStatus) -> None:
+def tell(pipe: int, status: WorkerStatus) -> None:
     with contextlib.suppress(BrokenPipeError):  # the agent is gone, and we follow it
         os.write(pipe, encode_event(status) + b"\n")
 
 
-def _tell_failure(pipe: int, error: StokerError) -> None:
+def tell_failure(pipe: int, error: StokerError) -> None:
     sys.stderr.write(f"{error}\n")
-    _tell(pipe, WorkerStatus("failed", error=error.to_wire()))
+    tell(pipe, WorkerStatus("failed", error=error.to_wire()))
 
 
 def server_config(app: Callable[..., Awaitable[None]]) -> uvicorn.Config:
@@ -238,7 +251,7 @@ def server_config(app: Callable[..., Awaitable[None]]) -> uvicorn.Config:
     )
 
 
-def _become_worker(start: WorkerStart, log: int, port: int, parked_in: Path | None) -> Joining:
+def become(start: WorkerStart, log: int) -> Joining:
     """Own session, own folders, own environment, the log for output, and no way up."""
     os.setsid()
     die_with_parent()
@@ -246,11 +259,9 @@ def _become_worker(start: WorkerStart, log: int, port: int, parked_in: Path | No
         signal.signal(number, signal.SIG_IGN if number == signal.SIGPIPE else signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
     os.close(null)
-    os.close(log)
-    work_dir = parked_in or Path(start.work_dir)
+    write_output_to(log)
+    work_dir = Path(start.work_dir)
     temporary = work_dir / "tmp"
     temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
@@ -258,13 +269,11 @@ def _become_worker(start: WorkerStart, log: int, port: int, parked_in: Path | No
     os.environ.update(
         kept
         | {"HOME": str(work_dir), "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
-        | _identity(start, port)
+        | _identity(start)
         | dict(start.function.environment)
     )
-    # A parked process has many threads: its zygote moves them, and a limit is all that is left.
-    joining = Joining(start.sandbox.groups if parked_in is None else ())
-    levels = [name for name in start.sandbox.levels if parked_in is None or name == "rlimits"]
-    sandbox.enter(levels, _plan(start))
+    joining = Joining(start.sandbox.groups)
+    sandbox.enter(start.sandbox.levels, _plan(start))
     joining.begin()
     os.chdir(start.code_dir or work_dir)
     tempfile.tempdir = None
@@ -273,6 +282,13 @@ def _become_worker(start: WorkerStart, log: int, port: int, parked_in: Path | No
     np.random.seed()
     torch.seed()
     return joining
+
+
+def write_output_to(log: int) -> None:
+    """Standard output and error, of this process and its children, go to `log`, which is closed."""
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
 
 
 def _plan(start: WorkerStart) -> sandbox.Plan:
@@ -295,12 +311,10 @@ def _plan(start: WorkerStart) -> sandbox.Plan:
     )
 
 
-def _identity(start: WorkerStart, port: int) -> dict[str, str]:
-    """What Knative and OpenFaaS tell a function of itself."""
+def _identity(start: WorkerStart) -> dict[str, str]:
+    """What Knative and OpenFaaS tell a function of itself, beside its port."""
     function = start.function
     return {
-        "PORT": str(port),
-        "LISTEN_ADDRESS": f"127.0.0.1:{port}",
         "K_SERVICE": function.name,
         "K_CONFIGURATION": function.name,
         "K_REVISION": f"{function.name}-{function.generation:05d}",

@@ -5,24 +5,49 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stoker.native import Progress
 from stoker.placement.errors import StartFailed, StokerError
-from stoker.placement.function_code import kind_of_code, stated_kind
+from stoker.placement.function_code import kind_in
 from stoker.runtime.handlers import functions_framework, knative
 from stoker.runtime.handlers.code import listing
 from stoker.runtime.handlers.openfaas import Context, FunctionHandler, load_handle
 from stoker.runtime.handlers.process import ProcessHandler
-from stoker.runtime.template import Adapter, ModelTemplate, template_key
+from stoker.runtime.template import Adapter, AdapterTemplate, ModelTemplate, template_key
 from stoker.runtime.worker_http import Ready, guarded
 from stoker.runtime.worker_start import WorkerStart
+
+Code = Callable[[str], Ready]
+"""User code that has been imported: what makes it the function of the instance with this id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a process has of its function ahead of the start."""
+
+    template: ModelTemplate | None = None
+    code: Code | None = None
+    adapter: AdapterTemplate | None = None
+
+
+def prepare(start: WorkerStart, template: ModelTemplate | None) -> Prepared:
+    """All that can be made before anybody waits, in a process that is to fork no more.
+
+    Imports the function's code, or runs its model over weights that read as zeros. StokerError
+    when that fails.
+    """
+    if template is None:
+        return Prepared(code=import_code(start))
+    adapter = None if start.adapter is None else AdapterTemplate(start.adapter)
+    template.rehearse(adapter)
+    return Prepared(template, adapter=adapter)
 
 
 def build(
     start: WorkerStart,
-    template: ModelTemplate | None,
+    prepared: Prepared,
     descriptors: tuple[int, ...],
     on_lost: Callable[[], None],
 ) -> Ready:
@@ -35,7 +60,8 @@ def build(
     if start.failure is not None:
         raise StokerError.from_wire(start.failure)
     if start.checkpoint is None or start.function.task == "custom":
-        made = _custom(start)
+        code = prepared.code or import_code(start)
+        made = code(start.instance_id)
         return replace(made, handler=guarded(made.handler), at=time.monotonic())
     if not descriptors:
         raise StartFailed(
@@ -43,13 +69,15 @@ def build(
             "Run the same release of Stoker in agent and zygote.",
         )
     checkpoint = start.checkpoint
+    template = prepared.template
     if template is None:
         template = ModelTemplate(template_key(start.function, checkpoint.digest), checkpoint)
     pool, progress_descriptor, *adapter_progress = descriptors
     progress = None if checkpoint.resident else Progress.open(progress_descriptor)
     adapter = None
     if start.adapter is not None:
-        adapter = Adapter(start.adapter, pool, Progress.open(adapter_progress[0]))
+        ahead = prepared.adapter or AdapterTemplate(start.adapter)
+        adapter = Adapter(ahead, start.adapter.chunks, pool, Progress.open(adapter_progress[0]))
     handler, arrival = template.start(pool, checkpoint.chunks, progress, on_lost, adapter)
     ready_at = time.monotonic()
     if progress is None or arrival is None:
@@ -63,7 +91,8 @@ def build(
     )
 
 
-def _custom(start: WorkerStart) -> Ready:
+def import_code(start: WorkerStart) -> Code:
+    """The function's own code, imported; StokerError when it cannot be."""
     function = start.function
     if start.code_dir is None:
         raise StartFailed(
@@ -71,15 +100,14 @@ def _custom(start: WorkerStart) -> Ready:
             "Build and deploy it with faas-cli up, or give it a stoker/model.",
         )
     code_dir = Path(start.code_dir)
-    kind = stated_kind(function.annotations) or kind_of_code(
-        lambda name: (code_dir / name).is_file()
-    )
+    kind = kind_in(code_dir, function.annotations)
     concurrency = function.scaling.concurrency
     if kind == "knative":
-        knative_function = knative.load(code_dir)
-        return Ready(knative_function, start=knative_function.start, stop=knative_function.stop)
+        made = knative.load(code_dir)
+        return lambda _: Ready(made, start=made.start, stop=made.stop)
     if kind == "functions-framework":
-        return Ready(functions_framework.load(code_dir, concurrency))
+        handler = functions_framework.load(code_dir, concurrency)
+        return lambda _: Ready(handler)
     if kind == "process":
         if not function.env_process:
             raise StartFailed(
@@ -87,8 +115,13 @@ def _custom(start: WorkerStart) -> Ready:
                 f"fprocess; found neither, but {listing(code_dir)}.",
                 "Add one of these files, or set fprocess.",
             )
-        return Ready(ProcessHandler(function.env_process.split(), code_dir, os.environ))
-    context = Context(
-        start.instance_id, function.name, function.namespace, dict(function.environment)
-    )
-    return Ready(FunctionHandler(load_handle(code_dir), context, concurrency))
+        program = function.env_process.split()
+        return lambda _: Ready(ProcessHandler(program, code_dir, os.environ))
+    handle = load_handle(code_dir)
+
+    def ready(instance_id: str) -> Ready:
+        environment = dict(function.environment)
+        context = Context(instance_id, function.name, function.namespace, environment)
+        return Ready(FunctionHandler(handle, context, concurrency))
+
+    return ready

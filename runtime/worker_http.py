@@ -106,10 +106,10 @@ class WorkerApp:
         headers = dict(scope["headers"])
         since = max(self._ordered_at, time.monotonic() - _seconds_under_way(headers))
         try:
-            self._authorise(headers)
             if headers.get(b"x-stoker-instance", self._instance_id) != self._instance_id:
                 await _send_response(send, _MISDIRECTED)
                 return
+            self._authorise(headers)
             request = await _read(scope, receive)
         except StokerError as error:
             await _send_response(send, error_response(error))
@@ -146,7 +146,7 @@ class WorkerApp:
         given = headers.get(b"x-stoker-token", b"")
         if not hmac.compare_digest(given, self._token):
             raise Unauthorized(
-                "Expected the cluster's token in X-Stoker-Token, found another or none.",
+                "Expected the instance's token in X-Stoker-Token, found another or none.",
                 "Call the function through the gateway.",
             )
 

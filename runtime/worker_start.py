@@ -1,8 +1,9 @@
 """What the agent tells the zygote to start, and what comes back.
 
-One message on the SOCK_SEQPACKET socket starts one worker, or another zygote: `encode_start(start)`
-with the file descriptors of its `descriptor_names` as SCM_RIGHTS, in that order. The zygote answers
-with `ZygoteEvent` messages; the worker itself writes `WorkerStatus` lines to its status pipe.
+One message on the SOCK_SEQPACKET socket starts one worker, parks one, or starts another zygote:
+`encode_start(start)` with the file descriptors of its `descriptor_names` as SCM_RIGHTS, in that
+order. The zygote answers with `ZygoteEvent` messages; the worker itself writes `WorkerStatus` lines
+to its status pipe. A parked worker says one to its control socket, and gets its start there.
 """
 
 from __future__ import annotations
@@ -69,14 +70,16 @@ class SandboxStart:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStart:
-    """One worker to start. `started_at` is time.monotonic() when the agent saw the assignment.
+    """One worker to start. `token` is what its callers must know, and no more than that.
+
+    `started_at` is time.monotonic() when the agent saw the assignment.
 
     With a `failure` (wire form) it is to serve nothing, but to tell that to whoever waits for it.
     """
 
     instance_id: str
     function: FunctionRecord
-    cluster_token: str
+    token: str
     threads: int
     work_dir: str
     started_at: float
@@ -93,6 +96,24 @@ class WorkerStart:
         if self.checkpoint is not None:
             names += ("pool", "progress")
         return names if self.adapter is None else (*names, "adapter_progress")
+
+
+@dataclass(frozen=True, slots=True)
+class ParkStart:
+    """A worker to make ready ahead of its start, which will come through `control`.
+
+    `start` is what can be known by then: it has no token, and of a checkpoint no chunks.
+    """
+
+    start: WorkerStart
+
+    @property
+    def instance_id(self) -> str:
+        return self.start.instance_id
+
+    @property
+    def descriptor_names(self) -> tuple[str, ...]:
+        return ("control", "log")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,18 +148,25 @@ class WorkerStatus:
     """One line of the status pipe. `error` is the wire form of what made the start fail.
 
     `from_template` says that the zygote had the function ready but for its weights. `called` is
-    said before the first request is handled, which may be before `serving`.
+    said before the first request is handled, which may be before `serving`. `parked` says that a
+    start may come, and how many bytes of memory the process shares with nobody.
     """
 
-    event: Literal["serving", "called", "failed"]
+    event: Literal["serving", "called", "failed", "parked"]
     init_seconds: float = 0.0
     from_template: bool = False
+    private_bytes: int = 0
     error: Mapping[str, Any] | None = None
 
 
-def encode_start(start: WorkerStart | ZygoteStart) -> bytes:
+Start = WorkerStart | ParkStart | ZygoteStart
+
+_KINDS: dict[str, type[Start]] = {"start": WorkerStart, "park": ParkStart, "zygote": ZygoteStart}
+
+
+def encode_start(start: Start) -> bytes:
     """The message that starts `start`; BadRequest when it is too long for one packet."""
-    op = "start" if isinstance(start, WorkerStart) else "zygote"
+    (op,) = (name for name, kind in _KINDS.items() if isinstance(start, kind))
     message = orjson.dumps({"op": op, "start": orjson.loads(encode(start))})
     if len(message) > MESSAGE_BYTES_MAXIMUM:
         raise BadRequest(
@@ -149,16 +177,16 @@ def encode_start(start: WorkerStart | ZygoteStart) -> bytes:
     return message
 
 
-def decode_start(message: bytes) -> WorkerStart | ZygoteStart:
+def decode_start(message: bytes) -> Start:
     """The start in `message`; BadRequest when it holds none."""
     try:
         fields = orjson.loads(message)
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"Expected a start message as JSON, found: {error}.") from error
-    if not isinstance(fields, dict) or fields.get("op") not in ("start", "zygote"):
-        raise BadRequest(f"Expected a message with op start or zygote, found {message[:80]!r}.")
-    start = orjson.dumps(fields.get("start"))
-    return decode(WorkerStart, start) if fields["op"] == "start" else decode(ZygoteStart, start)
+    kind = _KINDS.get(str(fields.get("op"))) if isinstance(fields, dict) else None
+    if kind is None:
+        raise BadRequest(f"Expected a message with op {', '.join(_KINDS)}, found {message[:80]!r}.")
+    return decode(kind, orjson.dumps(fields.get("start")))
 
 
 def encode_event(event: ZygoteEvent | WorkerStatus) -> bytes:

@@ -2,14 +2,13 @@
 
 `python -m stoker.runtime.zygote FD` serves the SOCK_SEQPACKET socket FD (see worker_start.py)
 until it closes. It has one thread, opens no other socket and never touches a device, so that a
-fork of it is sound. When it has had nothing to do for a while it makes the templates of its last
-starts, so that the next instance of each is a fork and a mapping. Another zygote, for functions in
-an environment, is a fork of it too: it shares the memory of all that is imported.
+fork of it is sound. Of a model function for which it parks a worker it keeps the template, so that
+every further instance is a fork and a mapping. Another zygote, for functions in an environment, is
+a fork of it too: it shares the memory of all that is imported.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
 import signal
@@ -23,22 +22,20 @@ from pathlib import Path
 import structlog
 
 from stoker.placement.errors import BadRequest, StartFailed, StokerError
-from stoker.runtime import worker
-from stoker.runtime.cgroups import adopt
+from stoker.runtime import worker, worker_parked
 from stoker.runtime.engine.preload import preload
 from stoker.runtime.environment_entry import enter
 from stoker.runtime.templates import Templates, freeze
 from stoker.runtime.worker_start import (
     DESCRIPTORS_MAXIMUM,
     MESSAGE_BYTES_MAXIMUM,
-    WorkerStart,
+    ParkStart,
+    Start,
     ZygoteEvent,
     ZygoteStart,
     decode_start,
     encode_event,
 )
-
-IDLE_SECONDS = 2.0
 
 _log = structlog.get_logger()
 
@@ -64,10 +61,7 @@ class Zygote:
         modules = {name.partition(".")[0] for name in sys.modules}
         self._send(ZygoteEvent("ready", modules=tuple(sorted(modules))))
         while True:
-            events = self._selector.select(IDLE_SECONDS if self._templates.has_work else None)
-            if not events and self._templates.has_work:
-                self._templates.work(self._leave)
-            readable = [key.fileobj for key, _ in events]
+            readable = [key.fileobj for key, _ in self._selector.select()]
             if self._signals in readable:
                 self._reap()
             if self._control in readable and not self._receive():
@@ -93,7 +87,9 @@ class Zygote:
                     f"Expected {expected} descriptors with the start, found {len(descriptors)}.",
                     "Run the same release of Stoker in agent and zygote.",
                 )
-            self._begin(start, message, descriptors)
+            pid = self._fork(self._role(start, descriptors))
+            self._instances[pid] = instance_id
+            self._send(ZygoteEvent("forked", instance_id, pid))
         except OSError as error:
             failed = StartFailed(
                 f"Expected to fork a worker, found: {error.strerror}.",
@@ -107,21 +103,16 @@ class Zygote:
                 os.close(descriptor)
         return True
 
-    def _begin(
-        self, start: WorkerStart | ZygoteStart, message: bytes, descriptors: Sequence[int]
-    ) -> None:
-        handed = None
+    def _role(self, start: Start, descriptors: Sequence[int]) -> Callable[[], int]:
+        """What a child is to be for `start`."""
         if isinstance(start, ZygoteStart):
             folder = Path(start.environment_dir)
-            pid = self._fork(lambda: _serve_in(folder, descriptors[0]))
-        else:
-            handed = self._templates.hand_over(start, message, descriptors)
-            template = self._templates.take(start)
-            pid = handed or self._fork(lambda: worker.run(start, descriptors, template))
-        self._instances[pid] = start.instance_id
-        self._send(ZygoteEvent("forked", start.instance_id, pid))
-        if handed is not None and isinstance(start, WorkerStart):
-            _hold(handed, start.sandbox.groups)
+            return lambda: _serve_in(folder, descriptors[0])
+        if isinstance(start, ParkStart):
+            template = self._templates.make(start.start)
+            return lambda: worker_parked.run(start.start, descriptors, template)
+        template = self._templates.find(start)
+        return lambda: worker.run(start, descriptors, template)
 
     def _fork(self, become: Callable[[], int]) -> int:
         """The child's process id; the child is what `become` does, and its exit code."""
@@ -140,7 +131,6 @@ class Zygote:
         """In the child: closes what belongs to the zygote."""
         signal.set_wakeup_fd(-1)
         self._selector.close()
-        self._templates.parked.leave()
         for end in (self._control, self._signals, self._wakeup):
             end.close()
 
@@ -152,7 +142,6 @@ class Zygote:
                 del self._instances[pid]
                 code = os.waitstatus_to_exitcode(status)
                 self._send(ZygoteEvent("exited", instance_id, pid, code))
-        self._templates.parked.reap()
 
     def _send(self, event: ZygoteEvent) -> None:
         try:
@@ -172,16 +161,6 @@ def _serve_in(environment_dir: Path, control: int) -> int:
         traceback.print_exc()
         return 1
     return 0
-
-
-def _hold(pid: int, groups: Sequence[str]) -> None:
-    """Puts a process that was parked into its instance's groups; meanwhile it starts."""
-    try:
-        adopt(pid, groups)
-    except StartFailed as error:
-        _log.error("worker_not_limited", pid=pid, cause=error.cause)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def main() -> None:

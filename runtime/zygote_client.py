@@ -19,9 +19,8 @@ import structlog
 from stoker.placement.errors import BadRequest, StartFailed, StokerError
 from stoker.runtime.worker_start import (
     MESSAGE_BYTES_MAXIMUM,
-    WorkerStart,
+    Start,
     ZygoteEvent,
-    ZygoteStart,
     decode_event,
     encode_start,
     zygote_environment,
@@ -158,9 +157,7 @@ class ZygoteClient:
         await self._wait_until_ready()
         return self._modules
 
-    async def start(
-        self, start: WorkerStart | ZygoteStart, descriptors: Sequence[int]
-    ) -> ForkedWorker:
+    async def start(self, start: Start, descriptors: Sequence[int]) -> ForkedWorker:
         """Fork a process that inherits `descriptors`; StartFailed when that is not possible."""
         message = encode_start(start)
         await self._wait_until_ready()

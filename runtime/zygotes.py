@@ -16,7 +16,7 @@ from pathlib import Path
 from stoker.placement.errors import StokerError
 from stoker.runtime.environments import Environment, Environments, Log
 from stoker.runtime.node import Zygote
-from stoker.runtime.worker_start import WorkerStart
+from stoker.runtime.worker_start import ParkStart, WorkerStart
 from stoker.runtime.zygote_client import ForkedWorker, ZygoteClient
 
 IDLE_SECONDS = 300.0
@@ -41,7 +41,9 @@ class _Lease:
         self._zygote = zygote
         self._hold = hold
 
-    async def start(self, start: WorkerStart, descriptors: Sequence[int]) -> ForkedWorker:
+    async def start(
+        self, start: WorkerStart | ParkStart, descriptors: Sequence[int]
+    ) -> ForkedWorker:
         worker = await self._zygote.start(start, descriptors)
         self._hold(worker)
         return worker
@@ -52,10 +54,15 @@ class _Refusal:
 
     def __init__(self, zygote: ZygoteClient, error: StokerError) -> None:
         self._zygote = zygote
-        self._failure = error.to_wire()
+        self._error = error
 
-    async def start(self, start: WorkerStart, descriptors: Sequence[int]) -> ForkedWorker:
-        return await self._zygote.start(replace(start, failure=self._failure), descriptors)
+    async def start(
+        self, start: WorkerStart | ParkStart, descriptors: Sequence[int]
+    ) -> ForkedWorker:
+        if isinstance(start, ParkStart):  # nobody waits
+            raise self._error
+        failed = replace(start, failure=self._error.to_wire())
+        return await self._zygote.start(failed, descriptors)
 
 
 class Zygotes:

@@ -24,7 +24,7 @@ from conditions import drop, prime  # noqa: E402 (beside this benchmark)
 from node import SETTLE_SECONDS, Node, wait_for  # noqa: E402
 
 PRIME_BYTES = 2 << 30
-# A zygote that has been idle for 2 s makes the template of what it started last, and parks it.
+# A node on which nothing has started for 2 s parks a process for what served last.
 PARK_SECONDS = 5.0
 STATE_SECONDS_MAXIMUM = 60.0
 ZYGOTE = "stoker.runtime.zygote"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,34 +47,18 @@ _REFUSED = (
 _INITIALISED = (True, False, None, "gaussian", "orthogonal")
 
 
-def attach_adapter(
-    model: PreTrainedModel, folder: Path, tensors: Mapping[str, torch.Tensor], where: str
-) -> None:
-    """Add the adapter that adapter_config.json in `folder` describes; the base is not copied.
-
-    As PEFT does, weights of half precision compute in float32. CheckpointError when the adapter
-    is not a plain LoRA, or was made for another base.
-    """
-    # It takes seconds to import, and most models come without an adapter.
+def preload() -> None:
+    """Imports PEFT and uses it once, so that no fork of this process has to."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    fields = _read_config(folder / ADAPTER_CONFIG_NAME, where)
-    try:
-        config = LoraConfig(**{k: fields[k] for k in _USED if k in fields}, inference_mode=True)
-        inject_adapter_in_model(config, model, ADAPTER, low_cpu_mem_usage=True)
-        found = model.load_state_dict(_named(tensors), strict=False, assign=True)
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
-        raise _wrong_base(where, f"{error}") from error
-    if found.unexpected_keys:
-        raise _wrong_base(where, f"no place for {found.unexpected_keys[0]}")
-    absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if absent:
-        raise _wrong_base(where, f"no weight for {absent[0]}")
-    model.requires_grad_(False)
-    model.eval()
+    model = torch.nn.Sequential(OrderedDict(linear=torch.nn.Linear(2, 2, device="meta")))
+    config = LoraConfig(target_modules=["linear"], inference_mode=True)
+    inject_adapter_in_model(config, model, ADAPTER, low_cpu_mem_usage=True)
 
 
-def _read_config(path: Path, where: str) -> dict[str, Any]:
+def read_config(folder: Path, where: str) -> dict[str, Any]:
+    """What adapter_config.json in `folder` says; CheckpointError if it is no plain LoRA."""
+    path = folder / ADAPTER_CONFIG_NAME
     try:
         fields = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError) as error:
@@ -88,6 +73,35 @@ def _read_config(path: Path, where: str) -> dict[str, Any]:
     if refused:
         raise _refused(where, f"{refused[0]}: {fields[refused[0]]!r:.60}")
     return fields
+
+
+def attach_adapter(
+    model: PreTrainedModel,
+    fields: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    where: str,
+) -> None:
+    """Add the adapter that `fields` of `read_config` describe; the base is not copied.
+
+    As PEFT does, weights of half precision compute in float32. CheckpointError when the adapter
+    was made for another base.
+    """
+    # It takes a while to import, and most models come without an adapter.
+    from peft import LoraConfig, inject_adapter_in_model
+
+    try:
+        config = LoraConfig(**{k: fields[k] for k in _USED if k in fields}, inference_mode=True)
+        inject_adapter_in_model(config, model, ADAPTER, low_cpu_mem_usage=True)
+        found = model.load_state_dict(_named(tensors), strict=False, assign=True)
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+        raise _wrong_base(where, f"{error}") from error
+    if found.unexpected_keys:
+        raise _wrong_base(where, f"no place for {found.unexpected_keys[0]}")
+    absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if absent:
+        raise _wrong_base(where, f"no weight for {absent[0]}")
+    model.requires_grad_(False)
+    model.eval()
 
 
 def _named(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import transformers
 from transformers.modeling_utils import PreTrainedModel
 
 from stoker.placement.errors import BadRequest, StartFailed
-from stoker.runtime.checkpoint.adapter import attach_adapter
+from stoker.runtime.checkpoint.adapter import attach_adapter, read_config
 from stoker.runtime.checkpoint.bring import OnProgress, Report, bring, origin_of
 from stoker.runtime.checkpoint.landing import check_device, land
 from stoker.runtime.checkpoint.manifest import Manifest, engine_tensors
@@ -74,7 +74,9 @@ def load_model(
         )
     if added is not None:
         with small_files_folder(*added) as folder:
-            attach_adapter(model, folder, _bring(*added, target, None, report), added[0].uri)
+            uri = added[0].uri
+            config = read_config(folder, uri)
+            attach_adapter(model, config, _bring(*added, target, None, report), uri)
     moved: PreTrainedModel = model.to(target)
     return moved
 

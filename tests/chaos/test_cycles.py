@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from harness.stack import wait_until
 from stoker.native import CHUNK_BYTES
 from stoker.placement.records import CheckpointRef, FunctionRecord, ResolveRequest, decode, encode
 from stoker.runtime import cgroup_trees
-from stoker.runtime.zygote import IDLE_SECONDS
+from stoker.runtime.parked import IDLE_SECONDS
 
 Rounds = Callable[[int, int], int]
 POOL_CHUNKS = 2
@@ -58,9 +60,14 @@ def look(agent: AgentProcess) -> Held:
         zygote_threads=zygote.num_threads(),
         shared_memory=shared_memory(process.pid),
         mounts=len(Path("/proc/self/mountinfo").read_text().splitlines()),
-        groups=tuple(str(p) for t in trees for p in t.folder.glob(f"stoker-{process.pid}-*")),
-        folders=tuple(p.name for p in (agent.state / "run" / "instances").iterdir()),
+        groups=unnumbered(p for t in trees for p in t.folder.glob(f"stoker-{process.pid}-*")),
+        folders=unnumbered((agent.state / "run" / "instances").iterdir()),
     )
+
+
+def unnumbered(paths: Iterable[Path]) -> tuple[str, ...]:
+    """Their names; which processes are parked changes, but not how many."""
+    return tuple(sorted(re.sub(r"parked-\d+", "parked", path.name) for path in paths))
 
 
 def descriptors(pid: int) -> Counter[str]:
@@ -133,6 +140,18 @@ def stop_early(
     agent.wait_for(lambda s: instance_id not in s.instances, SECONDS_MAXIMUM)
 
 
+def wait_until_parked(agent: AgentProcess, functions: Sequence[FunctionRecord]) -> None:
+    """Until a process is ready for the next start of each."""
+
+    def ready(function: FunctionRecord) -> bool:
+        lines = agent.http("GET", f"/logs?function={function.key}").body.decode().splitlines()
+        texts = [json.loads(line)["text"] for line in lines]
+        last = max(n for n, t in enumerate(texts) if " worker pid " in t or "for the next" in t)
+        return "is ready for the next start" in texts[last]
+
+    wait_until(lambda: all(map(ready, functions)), "a process is parked for each", 60)
+
+
 @pytest.mark.timeout(3600)
 def test_what_starts_and_stops_leaves_nothing(
     agent: AgentProcess, tmp_path: Path, rounds: Rounds
@@ -144,7 +163,7 @@ def test_what_starts_and_stops_leaves_nothing(
     functions = (echo, model(agent, "chat", tiny_model.write_llama(tmp_path / "tiny")))
     for cycle in range(WARM_UP):
         live_once(agent, functions[cycle % 2], f"1-{cycle}")
-    time.sleep(IDLE_SECONDS + 1.0)  # the zygote uses the first pause to prepare the model
+    wait_until_parked(agent, functions)
     before, private_before = look(agent), private_bytes(agent)
 
     cycles = rounds(30, 1000)
@@ -155,6 +174,12 @@ def test_what_starts_and_stops_leaves_nothing(
             stop_early(agent, function, f"2-{cycle}", chance.uniform(0.0, 0.05))
         else:
             live_once(agent, function, f"2-{cycle}")
+        if cycle % 10 == 9:
+            time.sleep(IDLE_SECONDS + 1.0)  # a process is parked, for a later cycle
+
+    for function in functions:
+        live_once(agent, function, f"3-{function.name}")
+    wait_until_parked(agent, functions)
 
     with contextlib.suppress(AssertionError):  # the comparison below shows the difference
         wait_until(lambda: look(agent) == before, "all is as before", 10)

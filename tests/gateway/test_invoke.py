@@ -16,6 +16,7 @@ from aiohttp import web as server
 from harness import web
 from harness.gateway import Bench, stream
 from stoker.placement.errors import NoCapacity
+from stoker.placement.instance_token import instance_token
 from stoker.placement.records import PlaceAnswer, PlaceRequest, Scaling
 
 STAGES = ["queue", "place", "fetch", "load", "init", "prefill"]
@@ -47,7 +48,7 @@ def test_a_warm_call_reaches_the_instance_and_comes_back_whole(bench: Bench) -> 
 
 def test_the_instance_gets_the_headers_of_the_contract_and_no_secret(bench: Bench) -> None:
     function, worker = bench.function(), bench.worker(echo)
-    bench.instance(function, worker.address)
+    assigned = bench.instance(function, worker.address)
     sent = {
         "X-Forwarded-For": "10.0.0.1",
         "X-Stoker-Token": "forged",
@@ -67,7 +68,9 @@ def test_the_instance_gets_the_headers_of_the_contract_and_no_secret(bench: Benc
     )
     assert got["Accept-Encoding"] == "gzip"
     assert int(got["X-Start-Time"]) > 1e18
-    assert got.getall("X-Stoker-Token") == [bench.token]
+    own = instance_token(bench.token, assigned.instance_id)
+    assert got.getall("X-Stoker-Token") == [own]
+    assert bench.token not in str(got)
     assert not {"X-Stoker-Anything", "X-Hop", "Authorization"} & set(got)
     own = {"Authorization": "Bearer of-the-function"}
     bench.call("GET", f"/function/{function.name}", None, own)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from harness import web
+from stoker.placement.instance_token import instance_token
 from stoker.placement.records import Assignment, FunctionRecord, InstanceRecord, NodeRecord, encode
 from stoker.placement.stores import open_store
 from stoker.placement.view import Snapshot, View
@@ -34,6 +35,7 @@ class AgentProcess:
         self.store = open_store(url)
         self.view = View(self.store)
         self._killed_address = ""
+        self._assigned: dict[str, str] = {}
         self.variables = {
             **os.environ,
             "STOKER_STORE": url,
@@ -78,6 +80,7 @@ class AgentProcess:
             *(instance_id, function.key, function.generation, NODE, address, epoch, time.time())
         )
         self.store.put(order.path, encode(order))
+        self._assigned[address] = instance_id
         return order
 
     def revoke(self, order: Assignment) -> None:
@@ -96,7 +99,9 @@ class AgentProcess:
         self.wait_for(lambda s: instance_id not in s.instances)
 
     def call(self, address: str, body: object = "") -> web.Answer:
-        return web.call("POST", f"http://{address}/", body, {"X-Stoker-Token": TOKEN})
+        """Whoever was assigned to the address last."""
+        token = instance_token(TOKEN, self._assigned[address])
+        return web.call("POST", f"http://{address}/", body, {"X-Stoker-Token": token})
 
     def http(self, method: str, path: str, body: object = None, token: str = TOKEN) -> web.Answer:
         address = self.view.snapshot().nodes[NODE].agent_address

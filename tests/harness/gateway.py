@@ -25,6 +25,7 @@ from aiohttp import web as server
 
 from harness import web
 from harness.stack import free_port, wait_until
+from stoker.placement.instance_token import instance_token
 from stoker.placement.records import (
     Assignment,
     DemandReport,
@@ -218,11 +219,12 @@ class Bench:
         return made
 
     def worker(self, handler: Handler) -> Instance:
-        """An instance that answers by `handler`; without the cluster's token it answers 401."""
+        """An instance that answers by `handler`; without its own token it answers 401."""
         token = self.token
 
         async def route(request: server.Request) -> server.StreamResponse:
-            if request.headers.get(TOKEN_HEADER) != token:
+            own = instance_token(token, request.headers.get("X-Stoker-Instance", ""))
+            if request.headers.get(TOKEN_HEADER) != own:
                 return server.Response(status=401)
             made.requests.append(request)
             made.bodies.append(await request.read())

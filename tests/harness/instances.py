@@ -19,7 +19,7 @@ from stoker.placement.errors import (
     StokerError,
 )
 from stoker.placement.records import Assignment, CheckpointRef, FunctionRecord
-from stoker.runtime.cgroups import ControlGroups
+from stoker.runtime.cgroups import ControlGroups, Group
 from stoker.runtime.function_logs import FunctionLogs, LogQuery
 from stoker.runtime.instance import Instance
 from stoker.runtime.node import Node
@@ -99,10 +99,42 @@ class FakeWorker:
             self.exit(-number)
 
 
+class FakeParked:
+    """Becomes a worker with the start that it gets, unless it `is_dead`."""
+
+    def __init__(self, folder: Path, *, is_dead: bool = False) -> None:
+        self.work_dir = folder / "parked-1"
+        self.work_dir.mkdir()
+        self.grouping: asyncio.Future[Group] = asyncio.Future()
+        self.grouping.set_result(Group(join_paths=["/group/tasks"]))
+        self.is_dead = is_dead
+        self.begun: FakeWorker | None = None
+        self.killed = False
+        self.pid = 17
+        self.exited: asyncio.Future[int] = asyncio.Future()
+
+    @property
+    def worker(self) -> Any:
+        return self.begun or self
+
+    def signal(self, number: signal.Signals) -> None:
+        self.killed = True
+
+    async def begin(self, start: WorkerStart, descriptors: Sequence[int]) -> bool:
+        if not self.is_dead:
+            self.begun = FakeWorker(start, descriptors, set())
+        return not self.is_dead
+
+
 class World:
     """A node of fakes around one instance."""
 
-    def __init__(self, tmp_path: Path, function: FunctionRecord = FUNCTION) -> None:
+    def __init__(
+        self,
+        tmp_path: Path,
+        function: FunctionRecord = FUNCTION,
+        parked: FakeParked | None = None,
+    ) -> None:
         self.function: FunctionRecord | StokerError = function
         self.checkpoint = FakeCheckpoint(tmp_path)
         self.opens: Callable[[], FakeCheckpoint] = lambda: self.checkpoint
@@ -111,6 +143,8 @@ class World:
         self.worker: FakeWorker | None = None
         self.forked = asyncio.Event()
         self.leases = 0
+        self.parked = parked
+        self.wished: list[WorkerStart] = []
         self.opened_for: list[CheckpointRef] = []
         self.states: list[str] = []
         self.failures: list[Any] = []
@@ -125,6 +159,7 @@ class World:
             open_checkpoint=lambda ref, function: self.opened_for.append(ref) or self.opens(),
             open_code=lambda digest: tmp_path / digest,
             zygote_for=self.zygote_for,
+            parking=self,
             announcer=self,
             on_serving=self.init_seconds.append,
             logs=self.logs,
@@ -142,6 +177,19 @@ class World:
         order = Assignment("1-1", key, generation, "n1", self.address, 1, 0.0)
         self.instance = Instance(order, self.listening, self.find_function, node)
         self.task = asyncio.ensure_future(self.instance.run())
+
+    def take(self, function: FunctionRecord) -> FakeParked | None:
+        taken, self.parked = self.parked, None
+        return taken
+
+    def wish(self, start: WorkerStart) -> None:
+        self.wished.append(start)
+
+    def changed(self, path: str, function: FunctionRecord | None) -> None:
+        raise AssertionError("instances change no function")
+
+    async def close(self) -> None:
+        raise AssertionError("instances close no node")
 
     async def find_function(self) -> FunctionRecord:
         if isinstance(self.function, StokerError):
@@ -207,9 +255,10 @@ def in_world(
     tmp_path: Path,
     story: Callable[[World], Coroutine[Any, Any, None]],
     function: FunctionRecord = FUNCTION,
+    parked: Callable[[], FakeParked] | None = None,
 ) -> World:
     async def run() -> World:
-        world = World(tmp_path, function)
+        world = World(tmp_path, function, None if parked is None else parked())
         await story(world)
         assert world.leases == 0
         return world

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from stoker.placement.records import FunctionRecord
 from stoker.runtime import sandbox
 from stoker.runtime.worker_start import (
     CheckpointStart,
+    ParkStart,
     SandboxStart,
     WorkerStart,
     WorkerStatus,
@@ -40,7 +41,7 @@ from stoker.runtime.worker_start import (
     zygote_environment,
 )
 
-TOKEN = "cluster-token-of-the-tests"
+TOKEN = "instance-token-of-the-tests"
 
 
 @dataclass
@@ -113,8 +114,86 @@ class ZygoteProcess:
         self.process.wait(10)
 
 
+def start_of(
+    function: FunctionRecord,
+    work_dir: Path,
+    *,
+    checkpoint: Resident | None = None,
+    adapter: Resident | None = None,
+    code_dir: Path | None = None,
+    threads: int = 1,
+    instance_id: str = "i-1",
+    hidden: tuple[str, ...] = (),
+    groups: tuple[str, ...] = (),
+    memory_bytes: int | None = None,
+) -> WorkerStart:
+    return WorkerStart(
+        instance_id,
+        function,
+        TOKEN,
+        threads,
+        str(work_dir),
+        time.monotonic(),
+        None if code_dir is None else str(code_dir),
+        None if checkpoint is None else checkpoint.start,
+        adapter=None if adapter is None else adapter.start,
+        sandbox=SandboxStart(sandbox_levels(), hidden, groups, memory_bytes),
+    )
+
+
+class ParkedProcess:
+    """One worker ahead of its start: `said` is how it went, `log` what it wrote."""
+
+    def __init__(
+        self, zygote: ZygoteProcess, function: FunctionRecord, work_dir: Path, **keywords: Any
+    ) -> None:
+        self.zygote = zygote
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control.settimeout(60.0)
+        self.log_read, log_write = os.pipe()
+        os.set_blocking(self.log_read, False)
+        start = replace(start_of(function, work_dir, **keywords), token="", instance_id="parked-1")
+        zygote.send(encode_start(ParkStart(start)), [theirs.fileno(), log_write])
+        theirs.close()
+        os.close(log_write)
+        event = zygote.event()
+        if event.event != "forked":
+            self.control.close()
+            os.close(self.log_read)
+            raise AssertionError(event)
+        self.pid = event.pid
+        message = self.control.recv(65536)
+        self.said = decode_status(message) if message else None
+
+    def log(self) -> str:
+        return _read_all(self.log_read)
+
+    def end(self) -> None:
+        """Nothing is to come; the zygote reports its end."""
+        self.control.close()
+        event = self.zygote.event()
+        assert (event.event, event.pid) == ("exited", self.pid)
+        os.close(self.log_read)
+
+
+def _read_all(descriptor: int) -> str:
+    """What a pipe holds by now."""
+    text = b""
+    while True:
+        try:
+            part = os.read(descriptor, 65536)
+        except BlockingIOError:
+            return text.decode()
+        if not part:
+            return text.decode()
+        text += part
+
+
 class WorkerProcess:
-    """One worker: `call` sends a request over real HTTP, `status` is its first status line."""
+    """One worker: `call` sends a request over real HTTP, `status` is its first status line.
+
+    It is forked, or is the one that was `parked` for it.
+    """
 
     def __init__(
         self,
@@ -122,47 +201,39 @@ class WorkerProcess:
         function: FunctionRecord,
         work_dir: Path,
         *,
+        parked: ParkedProcess | None = None,
         checkpoint: Resident | None = None,
         adapter: Resident | None = None,
-        code_dir: Path | None = None,
-        threads: int = 1,
-        instance_id: str = "i-1",
-        hidden: tuple[str, ...] = (),
-        groups: tuple[str, ...] = (),
-        memory_bytes: int | None = None,
+        **keywords: Any,
     ) -> None:
         self.zygote = zygote
         listening = socket.create_server(("127.0.0.1", 0))
         self.port = listening.getsockname()[1]
-        log_read, log_write = os.pipe()
+        self._log_read, log_write = os.pipe()
         self._status_read, status_write = os.pipe()
-        self._log_read = log_read
-        os.set_blocking(log_read, False)
-        self.began = time.monotonic()
-        start = WorkerStart(
-            instance_id,
-            function,
-            TOKEN,
-            threads,
-            str(work_dir),
-            self.began,
-            None if code_dir is None else str(code_dir),
-            None if checkpoint is None else checkpoint.start,
-            adapter=None if adapter is None else adapter.start,
-            sandbox=SandboxStart(sandbox_levels(), hidden, groups, memory_bytes),
-        )
+        os.set_blocking(self._log_read, False)
+        start = start_of(function, work_dir, checkpoint=checkpoint, adapter=adapter, **keywords)
+        self.began = start.started_at
         descriptors = [listening.fileno(), log_write, status_write]
         if checkpoint is not None:
             descriptors += [checkpoint.pool.fd, checkpoint.progress.fd]
         if adapter is not None:
             descriptors.append(adapter.progress.fd)
-        zygote.send(encode_start(start), descriptors)
+        if parked is None:
+            zygote.send(encode_start(start), descriptors)
+        else:
+            socket.send_fds(parked.control, [encode_start(start)], descriptors)
+            assert parked.control.recv(16) == b"1"
         listening.close()
         os.close(log_write)
         os.close(status_write)
-        event = zygote.event()
-        assert event.event == "forked", event
-        self.pid = event.pid
+        if parked is None:
+            event = zygote.event()
+            assert event.event == "forked", event
+            self.pid = event.pid
+        else:
+            parked.control.close()
+            self.pid = parked.pid
 
     def status(self, timeout_seconds: float = 30.0) -> WorkerStatus:
         """How the start went; that a request came first is passed over."""
@@ -175,15 +246,7 @@ class WorkerProcess:
                         return said
 
     def log(self) -> str:
-        text = b""
-        while True:
-            try:
-                part = os.read(self._log_read, 65536)
-            except BlockingIOError:
-                return text.decode()
-            if not part:
-                return text.decode()
-            text += part
+        return _read_all(self._log_read)
 
     def open(
         self,

@@ -30,6 +30,7 @@ from stoker.runtime.announcements import Announcements
 from stoker.runtime.cgroups import ControlGroups
 from stoker.runtime.function_logs import FunctionLogs
 from stoker.runtime.node import Node, OpenCheckpoint
+from stoker.runtime.parked import ParkedProcesses
 from stoker.runtime.spare_sockets import SpareSockets
 from stoker.runtime.worker_start import WorkerStart
 
@@ -78,20 +79,22 @@ class World:
             lambda: self.zygote_ready,
         )
         executor = ThreadPoolExecutor(4)
+        groups, logs = ControlGroups([], {}), FunctionLogs(tmp_path / "logs")
         self.node = Node(
             open_checkpoint=self.open_checkpoint,
             open_code=lambda digest: tmp_path,
             zygote_for=self.zygote_for,
+            parking=ParkedProcesses(self.zygote_for, groups, logs, tmp_path / "run"),
             announcer=announcements,
             on_serving=self.agent.note_init_seconds,
-            logs=FunctionLogs(tmp_path / "logs"),
+            logs=logs,
             pool_descriptor=2,
             cluster_token="token",
             threads_per_worker=1,
             run_dir=tmp_path / "run",
             threads=executor,
             waiting_threads=executor,
-            groups=ControlGroups([], {}),
+            groups=groups,
             sandbox_levels=(),
             hidden=(),
         )

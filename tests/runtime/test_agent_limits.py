@@ -145,7 +145,12 @@ def test_nothing_that_an_instance_started_outlives_it(agent: AgentProcess) -> No
 
 def test_no_control_group_is_left(agent: AgentProcess) -> None:
     wait_until(lambda: not agent.view.snapshot().instances, "no instance is left")
+    for function in agent.view.snapshot().functions.values():
+        agent.store.delete(function.path)  # no process is parked for it any more
     trees = cgroup_trees.find(claim=False)._hierarchies
-    assert not [
-        group for tree in trees for group in tree.folder.glob(f"stoker-{agent.process.pid}-*")
-    ]
+
+    def groups() -> list[Path]:
+        name = f"stoker-{agent.process.pid}-*"
+        return [group for tree in trees for group in tree.folder.glob(name)]
+
+    wait_until(lambda: not groups(), "no group is left")

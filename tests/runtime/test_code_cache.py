@@ -5,6 +5,7 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Callable
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from stoker.placement.errors import BadRequest, StartFailed
 from stoker.placement.memory_store import MemoryStore
 from stoker.runtime import code_cache
-from stoker.runtime.code_cache import CodeCache
+from stoker.runtime.code_cache import CodeCache, compile_sources
 
 
 def archive(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
@@ -135,3 +136,28 @@ def test_a_new_cache_drops_torn_folders_and_the_oldest_archives(
     CodeCache(tmp_path, store)
     assert list(tmp_path.iterdir()) == [new]
     assert not old.exists()
+
+
+def test_sources_get_bytecode_once_and_one_that_is_no_python_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (("good", "X = 1\n"), ("bad", "def\n"), ("package/inner", "Y = 2\n")):
+        path = tmp_path / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    compile_sources(tmp_path)
+
+    def bytecode(name: str) -> Path:
+        return Path(cache_from_source(str(tmp_path / f"{name}.py")))
+
+    assert bytecode("good").is_file()
+    assert bytecode("package/inner").is_file()
+    assert not bytecode("bad").exists()
+    bytecode("good").unlink()
+    compile_sources(tmp_path)
+    assert not bytecode("good").exists()
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "source.py").write_text("Z = 3\n")
+    monkeypatch.setattr(code_cache, "COMPILED_BYTES_MAXIMUM", 5)
+    compile_sources(tmp_path / "large")
+    assert [path.name for path in (tmp_path / "large").iterdir()] == ["source.py"]

@@ -15,6 +15,7 @@ from harness.instances import (
     MODEL,
     SERVING,
     FakeCheckpoint,
+    FakeParked,
     World,
     in_world,
 )
@@ -26,6 +27,7 @@ from stoker.placement.errors import (
     StartFailed,
     StokerError,
 )
+from stoker.placement.instance_token import instance_token
 from stoker.placement.records import CheckpointRef
 from stoker.runtime import instance as instance_module
 
@@ -49,6 +51,58 @@ def test_a_life_from_start_to_stop(tmp_path: Path) -> None:
     assert "unfinished" in world.texts()
     assert world.texts()[0] == "instance 1-1 starting"
     assert not (tmp_path / "run/instances/1-1").exists()
+
+
+def test_the_process_that_is_parked_for_the_function_gets_the_start(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        parked = world.parked
+        assert parked is not None
+        await world.until("starting")
+        while parked.begun is None:
+            await asyncio.sleep(0.005)
+        worker = parked.begun
+        worker.say(SERVING)
+        await world.until("serving")
+        assert worker.start.work_dir == str(parked.work_dir)
+        assert worker.start.sandbox.groups == ("/group/tasks",)
+        assert worker.start.token == instance_token("token", "1-1")
+        assert (worker.descriptor_count, world.forked.is_set()) == (5, False)
+        assert world.wished == [worker.start]
+        world.instance.stop()
+        await world.end()
+        assert worker.signals == [signal.SIGTERM]
+        assert not parked.work_dir.exists()
+
+    in_world(tmp_path, story, MODEL, lambda: FakeParked(tmp_path))
+
+
+def test_where_the_parked_process_has_died_another_is_forked_in_its_place(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        parked = world.parked
+        assert parked is not None
+        worker = await world.serving()
+        assert worker.start.work_dir == str(parked.work_dir)
+        world.instance.stop()
+        await world.end()
+        assert parked.killed
+
+    in_world(tmp_path, story, parked=lambda: FakeParked(tmp_path, is_dead=True))
+
+
+def test_a_parked_process_that_never_gets_its_start_is_ended(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        parked = world.parked
+        assert parked is not None
+
+        def missing() -> FakeCheckpoint:
+            raise CheckpointMissing("Nothing is at file:///m.")
+
+        world.opens = missing
+        await world.end()
+        assert parked.killed
+        assert world.states[-1] == "failed"
+
+    in_world(tmp_path, story, MODEL, lambda: FakeParked(tmp_path))
 
 
 def test_after_the_fork_the_agents_copy_of_the_socket_is_closed(tmp_path: Path) -> None:

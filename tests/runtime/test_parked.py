@@ -1,167 +1,322 @@
-"""Processes that wait, whole but for their weights, for a start."""
+"""Which processes are kept for a next start, and until when; the processes are fakes."""
 
 from __future__ import annotations
 
-import functools
-import json
+import asyncio
 import os
 import signal
-import time
-from collections.abc import Iterator
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 
-from harness import tiny_model
-from harness.waiting import eventually
-from harness.workers import (
-    Resident,
-    WorkerProcess,
-    ZygoteProcess,
-    resident,
-    sandbox_levels,
-    worker,
-)
-from stoker.native import Pool
-from stoker.placement.records import FunctionRecord, Scaling
-from stoker.placement.resources import Limits
-from stoker.runtime import cgroup_trees
-from stoker.runtime.cgroups import Group
-from stoker.runtime.parked import PARKED_MAXIMUM
+from stoker.placement.errors import StartFailed
+from stoker.placement.records import FunctionRecord
+from stoker.runtime import parked, parked_worker
+from stoker.runtime.cgroups import ControlGroups
+from stoker.runtime.function_logs import FunctionLogs, LogQuery
+from stoker.runtime.parked import PARKED_BYTES_MAXIMUM, PARKED_MAXIMUM, ParkedProcesses
+from stoker.runtime.worker_start import CheckpointStart, ParkStart, WorkerStart, decode_start
 
-CHAT = FunctionRecord("chat", "ns", "image", task="chat", scaling=Scaling(concurrency=2))
-BODY = {"messages": [{"role": "user", "content": "hi"}], "temperature": 0, "max_tokens": 12}
+FUNCTION = FunctionRecord("echo", "ns", "image", generation=2)
+CHECKPOINT = CheckpointStart("/files", "/layout", (1, 2), 20, "digest")
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Resident:
-    made = resident(tiny_model.write_llama(tmp_path / "llama"), Pool(64 << 20), tmp_path)
-    made.read()
-    return made
+class Process:
+    """One that was forked to be parked."""
+
+    def __init__(self, start: WorkerStart, descriptors: Sequence[int]) -> None:
+        self.pid = 17
+        self.start = start
+        self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.control = socket.socket(fileno=os.dup(descriptors[0]))
+        self._log = os.dup(descriptors[1])
+
+    def say(self, **status: Any) -> None:
+        self.control.send(orjson.dumps(status))
+
+    def write(self, text: bytes) -> None:
+        os.write(self._log, text)
+
+    def signal(self, number: signal.Signals) -> None:
+        if not self.exited.done():
+            self.end(-number)
+
+    def end(self, status: int) -> None:
+        self.control.close()
+        os.close(self._log)
+        self.exited.set_result(status)
 
 
-@pytest.fixture
-def zygote() -> Iterator[ZygoteProcess]:
-    made = ZygoteProcess()
-    yield made
-    made.close()
+class World:
+    """`behave` is what each process does at once."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.folder = tmp_path
+        self.logs = FunctionLogs(tmp_path / "logs")
+        self.forked: list[Process] = []
+        self.behave: Callable[[Process], None] = lambda process: process.say(event="parked")
+        groups = ControlGroups([], {})
+        self.processes = ParkedProcesses(self.zygote_for, groups, self.logs, tmp_path / "run")
+
+    @asynccontextmanager
+    async def zygote_for(
+        self, code_dir: Path | None, log: Callable[[list[str]], None]
+    ) -> AsyncIterator[World]:
+        yield self
+
+    async def start(self, start: WorkerStart | ParkStart, descriptors: Sequence[int]) -> Process:
+        assert isinstance(start, ParkStart)
+        process = Process(start.start, descriptors)
+        self.forked.append(process)
+        self.behave(process)
+        return process
+
+    def wish(self, function: FunctionRecord = FUNCTION, **fields: Any) -> None:
+        code = self.folder / function.name
+        code.mkdir(exist_ok=True)
+        (code / "handler.py").touch()
+        start = WorkerStart("1-1", function, "secret", 1, "/own", 5.0, str(code))
+        self.processes.wish(replace(start, **fields))
+
+    async def parked(self, function: FunctionRecord = FUNCTION, **fields: Any) -> Process:
+        """One that waits for a start of this function."""
+        self.wish(function, **fields)
+        count = len(self.forked)
+        await until(lambda: len(self.forked) > count)
+        await until(lambda: self.texts(function)[-1:] and "ready" in self.texts(function)[-1])
+        return self.forked[-1]
+
+    def texts(self, function: FunctionRecord = FUNCTION) -> list[str]:
+        lines = self.logs.open(LogQuery(function.key)).lines()
+        return [orjson.loads(line)["text"] for line in lines]
 
 
-def children(zygote: ZygoteProcess) -> set[int]:
-    pid = zygote.process.pid
-    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
-
-
-def text_of(running: WorkerProcess) -> str:
-    text: str = json.loads(running.call("/v1/chat/completions", BODY)[1])["choices"][0]["message"][
-        "content"
-    ]
-    return text
-
-
-def parked_after_a_start(
-    zygote: ZygoteProcess, checkpoint: Resident, work_dir: Path, function: FunctionRecord = CHAT
-) -> tuple[int, str]:
-    """Starts the function once; the pid of the process that is parked for it, and its answer."""
-    before = children(zygote)
-    with worker(zygote, function, work_dir, checkpoint=checkpoint) as running:
-        text = text_of(running)
-    eventually(lambda: children(zygote) - before, seconds=30)
-    (pid,) = children(zygote) - before
-    return pid, text
-
-
-def start_until_taken(
-    zygote: ZygoteProcess, checkpoint: Resident, folder: Path, pid: int
-) -> tuple[str, bool]:
-    """The answer of the process `pid`, which takes a start as soon as it has rehearsed."""
-    for attempt in range(20):
-        with worker(zygote, CHAT, folder / str(attempt), checkpoint=checkpoint) as running:
-            if running.pid == pid:
-                return text_of(running), running.status().from_template
-        time.sleep(0.5)
-    raise AssertionError(f"no start was taken by {pid}")
-
-
-def test_a_start_is_taken_by_the_process_that_was_parked_for_it(
-    zygote: ZygoteProcess, checkpoint: Resident, tmp_path: Path
-) -> None:
-    pid, text = parked_after_a_start(zygote, checkpoint, tmp_path / "first")
-    assert start_until_taken(zygote, checkpoint, tmp_path, pid) == (text, True)
-
-
-def test_a_function_of_another_make_does_not_get_it(
-    zygote: ZygoteProcess, checkpoint: Resident, tmp_path: Path
-) -> None:
-    pid, _ = parked_after_a_start(zygote, checkpoint, tmp_path / "first")
-    other = FunctionRecord("chat", "ns", "image", task="chat", scaling=Scaling(concurrency=3))
-    with worker(zygote, other, tmp_path / "other", checkpoint=checkpoint) as running:
-        assert running.pid != pid
-    start_until_taken(zygote, checkpoint, tmp_path, pid)
-
-
-def test_all_threads_of_a_parked_process_are_in_the_sandbox_and_then_in_the_group(
-    zygote: ZygoteProcess, checkpoint: Resident, tmp_path: Path
-) -> None:
-    pid, _ = parked_after_a_start(zygote, checkpoint, tmp_path / "first")
-    eventually(lambda: len(list(Path(f"/proc/{pid}/task").iterdir())) > 1, seconds=30)
-    groups = cgroup_trees.find(claim=False)
-    for attempt in range(20):
-        group = groups.create(f"8-{attempt}", Limits())
-        with worker(
-            zygote,
-            CHAT,
-            tmp_path / str(attempt),
-            checkpoint=checkpoint,
-            groups=tuple(group.join_paths),
-        ) as running:
-            taken = running.pid == pid
-            if taken:
-                assert text_of(running)
-                eventually(functools.partial(is_held, pid, group), seconds=10)
-        group.remove()
-        if taken:
+async def until(holds: Callable[[], object]) -> None:
+    for _ in range(1000):
+        if holds():
             return
-        time.sleep(0.5)
-    raise AssertionError(f"no start was taken by {pid}")
+        await asyncio.sleep(0.005)
+    raise AssertionError("it never held")
 
 
-def is_held(pid: int, group: Group) -> bool:
-    """Whether every thread is in every group; each must be in the sandbox in any case."""
-    threads = list(Path(f"/proc/{pid}/task").iterdir())
-    assert len(threads) > 1
-    for thread in threads:
-        status = (thread / "status").read_text()
-        assert "NoNewPrivs:\t1" in status
-        assert f"CapEff:\t{0:016}" in status
-        assert "seccomp" not in sandbox_levels() or "Seccomp:\t2" in status
-    inside = [(thread / "cgroup").read_text() for thread in threads]
-    return all(folder.name in text for folder in group.folders for text in inside)
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parked, "IDLE_SECONDS", 0.02)
+    monkeypatch.setattr(parked, "CLOSE_SECONDS_MAXIMUM", 0.2)
+    monkeypatch.setattr(parked_worker, "PARK_SECONDS_MAXIMUM", 0.3)
+    monkeypatch.setattr(parked_worker, "TAKE_SECONDS_MAXIMUM", 0.3)
 
 
-def test_a_parked_process_that_died_is_not_missed(
-    zygote: ZygoteProcess, checkpoint: Resident, tmp_path: Path
+def in_world(tmp_path: Path, story: Callable[[World], Coroutine[Any, Any, None]]) -> World:
+    async def run() -> World:
+        world = World(tmp_path)
+        await story(world)
+        await world.processes.close()
+        assert all(process.exited.done() for process in world.forked)
+        assert not list((tmp_path / "run/instances").glob("*"))
+        return world
+
+    return asyncio.run(run())
+
+
+def named(name: str) -> FunctionRecord:
+    return replace(FUNCTION, name=name)
+
+
+def test_it_gets_nothing_of_the_instance_that_served_and_takes_one_start(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        process = await world.parked(checkpoint=CHECKPOINT)
+        assert process.start.token == ""
+        assert process.start.checkpoint == replace(CHECKPOINT, chunks=())
+        assert process.start.work_dir == str(tmp_path / "run/instances/parked-1")
+        taken = world.processes.take(FUNCTION)
+        assert taken is not None
+        assert world.processes.take(FUNCTION) is None
+        start = WorkerStart("2-1", FUNCTION, "secret", 1, "/own", 6.0)
+        with open(os.devnull) as file:
+            beginning = asyncio.ensure_future(taken.begin(start, [file.fileno()]))
+            await asyncio.sleep(0.02)
+            assert not beginning.done()
+        message, descriptors, _, _ = socket.recv_fds(process.control, 65536, 8)
+        process.control.send(b"1")
+        assert await beginning
+        assert decode_start(message) == start
+        os.close(descriptors[0])
+        await world.processes.close()
+        assert not process.exited.done()  # it is an instance now
+        process.end(0)
+        taken.work_dir.rmdir()
+
+    in_world(tmp_path, story)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_one_that_is_killed_or_hangs_as_its_start_comes_does_not_take_it(
+    tmp_path: Path, ends: bool
 ) -> None:
-    pid, text = parked_after_a_start(zygote, checkpoint, tmp_path / "first")
-    os.kill(pid, signal.SIGKILL)
-    with worker(zygote, CHAT, tmp_path / "second", checkpoint=checkpoint) as running:
-        assert running.pid != pid
-        assert text_of(running) == text
-    assert not Path(f"/proc/{pid}").exists()
+    async def story(world: World) -> None:
+        process = await world.parked()
+        taken = world.processes.take(FUNCTION)
+        assert taken is not None
+        start = WorkerStart("2-1", FUNCTION, "secret", 1, "/own", 6.0)
+        beginning = asyncio.ensure_future(taken.begin(start, []))
+        await asyncio.sleep(0.02)
+        if ends:
+            process.end(-9)
+        assert not await beginning
+        assert process.exited.done()
+        taken.work_dir.rmdir()
+
+    in_world(tmp_path, story)
 
 
-def test_no_more_are_parked_than_the_maximum_and_none_outlives_the_zygote(
-    zygote: ZygoteProcess, checkpoint: Resident, tmp_path: Path
+def test_a_start_before_it_is_ready_does_not_get_it_and_the_next_does(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.behave = lambda process: None
+        world.wish()
+        await until(lambda: world.forked)
+        assert world.processes.take(FUNCTION) is None
+        world.forked[0].say(event="parked")
+        await until(lambda: world.processes.take(FUNCTION))
+        world.forked[0].end(0)
+
+    async def cleaned(world: World) -> None:
+        await story(world)
+        for folder in (tmp_path / "run/instances").iterdir():
+            folder.rmdir()
+
+    in_world(tmp_path, cleaned)
+
+
+def test_it_goes_when_its_function_is_changed_or_deleted_but_not_when_it_is_scaled(
+    tmp_path: Path,
 ) -> None:
-    for concurrency in range(1, PARKED_MAXIMUM + 2):
-        function = FunctionRecord(
-            "chat", "ns", "image", task="chat", scaling=Scaling(concurrency=concurrency)
+    async def story(world: World) -> None:
+        process = await world.parked()
+        world.processes.changed(FUNCTION.path, replace(FUNCTION, replicas_requested=3))
+        await asyncio.sleep(0.05)
+        assert not process.exited.done()
+        changed = replace(FUNCTION, environment={"A": "b"}, generation=3)
+        assert world.processes.take(changed) is None
+        world.processes.changed(FUNCTION.path, changed)
+        await asyncio.wait_for(process.exited, 5)
+        process = await world.parked(changed)
+        world.processes.changed(FUNCTION.path, None)
+        await asyncio.wait_for(process.exited, 5)
+        world.wish()
+        world.processes.changed(FUNCTION.path, None)
+        await asyncio.sleep(0.1)
+        assert len(world.forked) == 2
+
+    in_world(tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "told"),
+    [
+        (lambda process: None, "more than 0.3 s"),
+        (lambda process: process.end(1), "the process ended"),
+        (lambda process: process.say(event="serving"), "is not kept"),
+        (lambda process: process.control.send(b"nonsense"), "as JSON"),
+        (
+            lambda process: process.say(event="failed", error=StartFailed("No.").to_wire()),
+            "is not kept for a start: No.",
+        ),
+        (
+            lambda process: process.say(event="parked", private_bytes=PARKED_BYTES_MAXIMUM + 1),
+            "at most 1,073,741,824 bytes",
+        ),
+    ],
+)
+def test_one_that_cannot_be_made_ready_is_ended_and_not_tried_again_until_it_changes(
+    tmp_path: Path, behaviour: Callable[[Process], None], told: str
+) -> None:
+    async def story(world: World) -> None:
+        world.behave = behaviour
+        world.wish()
+        await until(lambda: world.forked and world.forked[0].exited.done())
+        await until(lambda: told in "".join(world.texts()))
+        assert world.processes.take(FUNCTION) is None
+        world.wish()
+        await asyncio.sleep(0.1)
+        assert len(world.forked) == 1
+        changed = replace(FUNCTION, generation=3)
+        world.processes.changed(FUNCTION.path, changed)
+        world.wish(changed)
+        await until(lambda: len(world.forked) == 2)
+
+    in_world(tmp_path, story)
+
+
+def test_what_it_writes_is_in_the_functions_log(tmp_path: Path) -> None:
+    def write(process: Process) -> None:
+        process.write(b"imported\n")
+        process.say(event="parked")
+
+    async def story(world: World) -> None:
+        world.behave = write
+        await world.parked()
+        await until(lambda: "imported" in world.texts())
+
+    in_world(tmp_path, story)
+
+
+def test_no_more_are_parked_than_the_maximum_and_the_oldest_makes_room(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        made = [await world.parked(named(f"f{number}")) for number in range(PARKED_MAXIMUM + 1)]
+        await asyncio.wait_for(made[0].exited, 5)
+        assert not any(process.exited.done() for process in made[1:])
+
+    in_world(tmp_path, story)
+
+
+def test_together_they_hold_no_more_memory_than_the_maximum(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.behave = lambda process: process.say(
+            event="parked", private_bytes=PARKED_BYTES_MAXIMUM * 2 // 5
         )
-        parked_after_a_start(zygote, checkpoint, tmp_path / str(concurrency), function)
-    eventually(lambda: len(children(zygote)) == PARKED_MAXIMUM, seconds=10)
-    parked = children(zygote)
-    zygote.close()
-    deadline = time.monotonic() + 5
-    while any(Path(f"/proc/{pid}").exists() for pid in parked):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        made = [await world.parked(named(f"f{number}")) for number in range(3)]
+        await asyncio.wait_for(made[0].exited, 5)
+        assert not any(process.exited.done() for process in made[1:])
+
+    in_world(tmp_path, story)
+
+
+def test_one_that_dies_leaves_nothing_and_is_made_anew_after_the_next_start(
+    tmp_path: Path,
+) -> None:
+    async def story(world: World) -> None:
+        process = await world.parked()
+        process.end(-9)
+        await until(lambda: not list((tmp_path / "run/instances").iterdir()))
+        assert world.processes.take(FUNCTION) is None
+        await world.parked()
+
+    in_world(tmp_path, story)
+
+
+def test_nothing_is_made_ready_while_instances_start(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.wish()
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            assert world.processes.take(named("other")) is None
+        assert not world.forked
+        await until(lambda: world.forked)
+
+    in_world(tmp_path, story)
+
+
+def test_a_classic_function_has_nothing_to_make_ready(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.wish(replace(FUNCTION, annotations={"stoker/handler": "process"}))
+        await asyncio.sleep(0.1)
+        assert not world.forked
+
+    in_world(tmp_path, story)
