@@ -26,7 +26,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--decisions", type=int, default=5000, help="timed ones, for each figure")
     parser.add_argument("--data", type=Path, help="folder of the data sets' lengths")
     parser.add_argument("--seeds", type=int, default=10, help="of each simulated cell")
-    parser.add_argument("--minutes", type=float, default=15.0, help="of virtual time, of each")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of virtual time, of each")
     parser.add_argument("--rps", type=float, nargs="+", default=list(w2.RATES))
     parser.add_argument("--processes", type=int, default=1, help="that simulate")
     parser.add_argument(

@@ -1,6 +1,6 @@
 """W2: ServerlessLLM's evaluation, simulated under its policies, its baselines' and Stoker's.
 
-    python benchmarks/placement/w2.py [--data FOLDER] [--seeds 10] [--rps 0.2 0.8 1.4]
+    python benchmarks/placement/w2.py [--data FOLDER] [--seeds 10] [--rps 0.8 1.4]
 
 Time is virtual and everything drawn by seed, so the same arguments give the same figures anywhere.
 The same requests meet every policy. A figure is the median of the seeds, with the least and the
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 POLICIES = ("random", "shepherd", "serverlessllm", "stoker", "stoker+prefetch")
 DATASETS = ("gsm8k", "sharegpt")
 VARIATIONS = (1.0, 3.0, 8.0)
-RATES = (0.2, 0.8, 1.4)
+RATES = (0.8, 1.4)
 DEVICES = 16
 SATURATED_SHARE = 0.8
 # The setting in which the published factors between policies were measured.
@@ -180,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="folder of the data sets' lengths")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--rps", type=float, nargs="+", default=list(RATES))
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument(
