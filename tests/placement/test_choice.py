@@ -21,6 +21,7 @@ from stoker.placement.records import (
     DeviceNeed,
     FunctionRecord,
     NodeRecord,
+    Record,
     ResidentRecord,
 )
 from stoker.placement.room import Lack, Option, Victim, make_room
@@ -103,9 +104,10 @@ def test_the_order_in_which_records_come_decides_nothing(
 @given(cases(), cases())
 def test_a_fleet_that_followed_changes_is_one_that_was_made_anew(before: Case, after: Case) -> None:
     fleet = before.fleet()
-    kept = {record.path for record in after.records()}
+    kept = {record.path: record for record in after.records()}
     for record in before.records():
-        if record.path not in kept:
+        # What is under way keeps the speed that it began at: a node of another is another node.
+        if record.path not in kept or _speeds(record) != _speeds(kept[record.path]):
             fleet.drop(record, NOW)
     for record in after.records():
         fleet.put(record, NOW)
@@ -118,6 +120,17 @@ def test_a_fleet_that_followed_changes_is_one_that_was_made_anew(before: Case, a
             choose(fleet, ask, NOW, abilities=EVERY_ABILITY, giving=fleets.given).chosen
             == choose(anew, ask, NOW, abilities=EVERY_ABILITY, giving=fleets.given).chosen
         )
+
+
+def _speeds(record: Record) -> tuple[float, ...]:
+    if not isinstance(record, NodeRecord):
+        return ()
+    return (
+        record.remote_bandwidth,
+        record.ssd_bandwidth,
+        record.peer_bandwidth,
+        record.device_bandwidth,
+    )
 
 
 def option(number: int, devices: int, seconds: float, loss: float) -> Option:
