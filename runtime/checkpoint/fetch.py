@@ -50,7 +50,7 @@ class LoadContext:
 
 
 class Loading:
-    """`run` loads everything and returns when nothing touches the pool chunks any more.
+    """`load` brings everything; after `finish` nothing touches the pool chunks any more.
 
     The first `filled_count` chunks of the pool hold their bytes from before; they are verified.
     """
