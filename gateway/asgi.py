@@ -39,7 +39,9 @@ class Application:
         try:
             settings = Settings.from_environment(os.environ)
             settings.prepare_secrets()
-            store = await asyncio.to_thread(open_store, settings.store_url)
+            store = await asyncio.to_thread(
+                open_store, settings.store_url, settings.cluster_token()
+            )
             view = await asyncio.to_thread(View, store)
             self._gateway = Gateway(settings, store, view)
         except StokerError as error:

@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from types import FrameType
 
 import structlog
@@ -44,9 +45,9 @@ def main() -> None:
 def _serve(settings: Settings, token: str, bound: socket.socket) -> None:
     address = _address(bound)
     leader_id = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-    store = open_store(settings.store_url)
+    store = open_store(settings.store_url, token)
     view = View(store)
-    controller = Controller(store, view, leader_id, time.time, settings.idle_bin_seconds)
+    controller = Controller(store, view, leader_id, steady_clock(), settings.idle_bin_seconds)
     election = Election(
         store,
         LEADER_PATH,
@@ -76,6 +77,12 @@ def _serve(settings: Settings, token: str, bound: socket.socket) -> None:
         controller.close()
         view.close()
         store.close()
+
+
+def steady_clock() -> Callable[[], float]:
+    """Seconds since the epoch, by the clock as it was set now: no later change of it is seen."""
+    begun_at = time.time() - time.monotonic()
+    return lambda: begun_at + time.monotonic()
 
 
 def _address(bound: socket.socket) -> str:

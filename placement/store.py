@@ -8,7 +8,9 @@ Contract (tests/placement/test_store_contract.py holds every line for every stor
 - A `fence` is checked in the same transaction as the write: the entry at `fence.path` must still
   have `fence.version`, or nothing is written and `Fenced` is raised.
 - Writing an entry of another owner (ephemeral or not, of another session) makes it anew, from
-  version 0. Deleting what is not there says so and is no conflict.
+  version 0. ZooKeeper tells versions apart, but not owners: a write that races with one that
+  changes the owner may begin at 0 too, and be seen with the other owner before. Deleting what is
+  not there says so and is no conflict.
 - An ephemeral entry is gone soon after its process is, however that ended.
 - Prefixes match strictly below, at `/` boundaries; `/a` and `/a/` mean the same.
 - `watch` first delivers every present entry below the prefix, then every change. Intermediate

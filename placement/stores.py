@@ -12,23 +12,25 @@ from stoker.placement.store import Store
 from stoker.placement.store_rules import CHROOT_DEFAULT, check_path
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str, cluster_token: str) -> Store:
     """Open `sqlite:///abs/path/store.sqlite` or `zookeeper://host:port[,host:port]/chroot`.
 
-    BadRequest for another URL, CoordinationLost if the store cannot be opened.
+    A file is guarded by its permissions, what lies in ZooKeeper by the cluster's token. BadRequest
+    for another URL, CoordinationLost if the store cannot be opened, Unauthorized for another token.
     """
     place = _place_of(url)
     if isinstance(place, Path):
         return SqliteStore(place)
     from stoker.placement.zookeeper_store import ZooKeeperStore  # not everyone has a cluster
 
-    return ZooKeeperStore(*place)
+    return ZooKeeperStore(*place, cluster_token)
 
 
-def probe_store(url: str) -> bool:
+def probe_store(url: str, cluster_token: str) -> bool:
     """Whether there is a store at `url`; makes none.
 
-    BadRequest for what is no store's URL, CoordinationLost if it is damaged or out of reach.
+    BadRequest for what is no store's URL, CoordinationLost if it is damaged or out of reach,
+    Unauthorized for another token.
     """
     place = _place_of(url)
     if isinstance(place, Path):
@@ -38,7 +40,7 @@ def probe_store(url: str) -> bool:
         return True
     from stoker.placement.zookeeper_store import probe
 
-    return probe(*place)
+    return probe(*place, cluster_token)
 
 
 def _place_of(url: str) -> Path | tuple[str, str]:
@@ -54,5 +56,5 @@ def _place_of(url: str) -> Path | tuple[str, str]:
         "Expected the URL of a store, sqlite:///path/store.sqlite or "
         f"zookeeper://host:port/chroot, found {parts.scheme or 'no scheme'!r} "
         f"with path {parts.path!r:.80}.",
-        "Correct STOKER_STORE.",
+        "Correct STOKER_STORE; a password is made from the cluster's token and stands in no URL.",
     )

@@ -1,11 +1,14 @@
 """The Store in ZooKeeper, by kazoo. How entries lie in it: zookeeper_watch.
 
-Only this module knows kazoo; who is told of changes is zookeeper_observers.
+Only this module knows kazoo; who is told of changes is zookeeper_observers. Every znode is open to
+the processes of the cluster alone: ZooKeeper is told a password made from the cluster's token.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import hmac
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +19,7 @@ from kazoo.exceptions import (
     BadVersionError,
     ConnectionLoss,
     KazooException,
+    NoAuthError,
     NodeExistsError,
     NoNodeError,
     RolledBackError,
@@ -23,12 +27,12 @@ from kazoo.exceptions import (
     SessionExpiredError,
 )
 from kazoo.handlers.threading import KazooTimeoutError
+from kazoo.security import make_digest_acl
 
-from stoker.placement.errors import CoordinationLost, StokerError
+from stoker.placement.errors import CoordinationLost, StokerError, Unauthorized
 from stoker.placement.store import ABSENT, Change, Entry, Fence, StoreState
 from stoker.placement.store_rules import (
     CALL_SECONDS_MAX,
-    CHROOT_DEFAULT,
     check_fence_form,
     check_path,
     check_prefix,
@@ -46,15 +50,24 @@ SESSION_SECONDS = 6.0
 ATTEMPTS_MAX = 64
 _ANY_VERSION = -1
 _READS_IN_FLIGHT_MAX = 256
+_USER = "stoker"
 _T = TypeVar("_T")
 _STATES = {KazooState.SUSPENDED: StoreState.SUSPENDED, KazooState.LOST: StoreState.LOST}
 
 
 class ZooKeeperStore:
-    """`hosts` is `host:port[,host:port]`; every entry lies below the znode `chroot`."""
+    """`hosts` is `host:port[,host:port]`; every entry lies below the znode `chroot`.
+
+    Unauthorized if the entries there were made by processes with another cluster token.
+    """
 
     def __init__(
-        self, hosts: str, chroot: str = CHROOT_DEFAULT, *, session_seconds: float = SESSION_SECONDS
+        self,
+        hosts: str,
+        chroot: str,
+        cluster_token: str,
+        *,
+        session_seconds: float = SESSION_SECONDS,
     ) -> None:
         self._hosts = hosts
         self._chroot = chroot
@@ -66,12 +79,14 @@ class ZooKeeperStore:
             hosts=hosts,
             timeout=session_seconds,
             connection_retry={"max_tries": -1, "delay": 0.05, "max_delay": 0.5},
+            **_credentials(cluster_token),
         )
         self._client.add_listener(self._on_kazoo_state)
         self._client.start_async()
         try:
             with self._call("create", "/") as deadline:
                 self._ensure_folder("/", deadline)
+                _result(self._client.get_children_async(chroot), deadline)
         except StokerError:
             self.close()
             raise
@@ -99,14 +114,13 @@ class ZooKeeperStore:
         value = bytes(value)
         with self._call("write", path) as deadline:
             for _ in range(ATTEMPTS_MAX):
-                if version != ABSENT:
-                    replaced = self._replace(path, value, version, ephemeral, fence, deadline)
-                    if replaced is not None:
-                        return replaced
-                if self._create(path, value, ephemeral, fence, deadline):
-                    return 0
                 if version == ABSENT:
+                    if self._create(path, value, ephemeral, fence, deadline):
+                        return 0
                     raise self._conflict(path, ABSENT)
+                written = self._replace(path, value, version, ephemeral, fence, deadline)
+                if written is not None:
+                    return written
         raise CoordinationLost(
             f"Expected to write {path} within {ATTEMPTS_MAX} attempts, found it created and "
             "deleted by others each time.",
@@ -174,28 +188,35 @@ class ZooKeeperStore:
         fence: Fence | None,
         deadline: float,
     ) -> int | None:
-        """Write over what is there; None if nothing was and nothing had to be."""
+        """Write what is there anew; None if it changed meanwhile, and is to be looked at again.
+
+        The owner of a znode cannot be changed: one of another owner is deleted and created in one
+        transaction.
+        """
         znode = self._entry(path)
         owner = self._client.client_id[0] if ephemeral and self._client.client_id else 0
-        expected = _ANY_VERSION if version is None else version
+        present = _result(self._client.exists_async(znode), deadline)
         try:
-            stat = self._commit(fence, deadline, lambda t: t.set_data(znode, value, expected))
-        except NoNodeError:
+            if version is not None and (present is None or present.version != version):
+                # What one server says may be late; a transaction is decided by most of them.
+                self._commit(fence, deadline, lambda t: t.check(znode, version))
+                return None
+            if present is None:
+                return 0 if self._create(path, value, ephemeral, fence, deadline) else None
+            exact = present.version
+            if present.ephemeralOwner != owner:
+                self._commit(fence, deadline, lambda t: _own(t, znode, value, exact, ephemeral))
+                return 0
+            stat = self._commit(fence, deadline, lambda t: t.set_data(znode, value, exact))
+        except (NoNodeError, BadVersionError):
             if version is None:
                 return None
             raise self._conflict(path, version) from None
-        except BadVersionError:
-            raise self._conflict(path, expected) from None
         if stat.ephemeralOwner == owner:
             return int(stat.version)
-
-        def own(transaction: Any) -> None:
-            transaction.delete(znode, stat.version)
-            transaction.create(znode, value, ephemeral=ephemeral)
-
-        # The owner of a znode cannot be changed: make it anew.
+        # Another made it anew between the two, with the same version.
         try:
-            self._commit(fence, deadline, own)
+            self._commit(fence, deadline, lambda t: _own(t, znode, value, stat.version, ephemeral))
         except BadVersionError:
             return int(stat.version)  # our write was made, and another came after it
         except NoNodeError:
@@ -266,6 +287,8 @@ class ZooKeeperStore:
         try:
             yield deadline
         except (KazooTimeoutError, KazooException, OSError) as error:
+            if isinstance(error, NoAuthError):
+                raise _not_ours(self._hosts, self._chroot) from error
             if isinstance(error, KazooTimeoutError):
                 self._observers.begin_outage(StoreState.SUSPENDED)
             raise CoordinationLost(
@@ -310,7 +333,8 @@ class ZooKeeperStore:
         return results
 
     def _on_event(self, event: Any) -> None:
-        self._observers.changed(of_znode(event.path.removeprefix(self._chroot)))
+        if event.path is not None:  # else the session ended, and the state tells
+            self._observers.changed(of_znode(event.path.removeprefix(self._chroot)))
 
     def _on_kazoo_state(self, state: str) -> None:
         if state == KazooState.CONNECTED:
@@ -321,12 +345,19 @@ class ZooKeeperStore:
             self._observers.begin_outage(_STATES[state])
 
 
-def probe(hosts: str, chroot: str) -> bool:
-    """Whether `chroot` exists; makes nothing. CoordinationLost if no server answers."""
-    client = KazooClient(hosts=hosts, timeout=SESSION_SECONDS)
+def probe(hosts: str, chroot: str, cluster_token: str) -> bool:
+    """Whether `chroot` exists; makes nothing. CoordinationLost if no server answers, Unauthorized
+    if it was made with another token.
+    """
+    client = KazooClient(hosts=hosts, timeout=SESSION_SECONDS, **_credentials(cluster_token))
     try:
         client.start(timeout=CALL_SECONDS_MAX)
-        return client.exists(chroot) is not None
+        client.get_children(chroot)
+        return True
+    except NoNodeError:
+        return False
+    except NoAuthError as error:
+        raise _not_ours(hosts, chroot) from error
     except (KazooTimeoutError, KazooException, OSError) as error:
         raise CoordinationLost(
             f"Expected an answer of ZooKeeper at {hosts} within {CALL_SECONDS_MAX:g} s, found: "
@@ -336,6 +367,30 @@ def probe(hosts: str, chroot: str) -> bool:
     finally:
         client.stop()
         client.close()
+
+
+def _credentials(cluster_token: str) -> dict[str, Any]:
+    """What KazooClient takes. A digest crosses the network in the clear: the token itself, which
+    opens every process of the cluster, does not.
+    """
+    password = hmac.new(cluster_token.encode(), b"zookeeper", hashlib.sha256).hexdigest()
+    return {
+        "auth_data": [("digest", f"{_USER}:{password}")],
+        "default_acl": [make_digest_acl(_USER, password, all=True)],
+    }
+
+
+def _not_ours(hosts: str, chroot: str) -> Unauthorized:
+    return Unauthorized(
+        f"Expected ZooKeeper at {hosts} to let us into {chroot}, found that processes with another "
+        "cluster token made it.",
+        "Give every process of the cluster the same STOKER_CLUSTER_TOKEN_FILE.",
+    )
+
+
+def _own(transaction: Any, znode: str, value: bytes, version: int, ephemeral: bool) -> None:
+    transaction.delete(znode, version)
+    transaction.create(znode, value, ephemeral=ephemeral)
 
 
 def _result(pending: Any, deadline: float) -> Any:

@@ -70,7 +70,7 @@ def _run(settings: Settings, checkpoint_settings: CheckpointSettings) -> int:
     # What the instances of an agent left that was killed.
     shutil.rmtree(settings.run_dir / "instances", ignore_errors=True)
     pool = _pool(settings)
-    store = open_store(settings.store_url)
+    store = open_store(settings.store_url, settings.cluster_token)
     try:
         asyncio.run(_serve(settings, checkpoint_settings, store, pool))
     except StokerError as error:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from stoker.placement.environment import state_dir, store_url, whole_number
+from stoker.placement.environment import (
+    cluster_token_file,
+    state_dir,
+    store_url,
+    whole_number,
+)
 from stoker.placement.errors import StokerError
 from stoker.runtime.doctor_check import Check, refused
 from stoker.runtime.doctor_disk import (
@@ -60,7 +65,7 @@ def node_checks(environment: Mapping[str, str]) -> Iterator[Check]:
     yield check_cores()
     yield check_digest_instructions()
     yield check_gpus()
-    yield check_store(store_url(environment))
+    yield check_store(store_url(environment), cluster_token_file(environment))
     if native.state == "ok":
         yield from check_s3(environment)
     else:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 
 from stoker.placement.errors import StokerError
+from stoker.placement.secrets_file import read_secret
 from stoker.placement.stores import probe_store
 from stoker.runtime.checkpoint.settings import CheckpointSettings
 from stoker.runtime.doctor_check import Check, refused
@@ -25,10 +27,12 @@ _CREDENTIALS = (
 )
 
 
-def check_store(url: str) -> Check:
+def check_store(url: str, token_file: Path) -> Check:
     """Whether the store can be read; nothing is written and nothing is made."""
     try:
-        exists = probe_store(url)
+        # Before the first start there is no token, and no store that wants it.
+        token = read_secret(token_file) if token_file.exists() else ""
+        exists = probe_store(url, token)
     except StokerError as error:
         return refused(STORE, error)
     if exists:

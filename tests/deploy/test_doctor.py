@@ -69,7 +69,7 @@ def test_a_failed_check_makes_the_exit_status_1_and_is_told_with_its_remedy(tmp_
 
 
 def test_a_store_that_is_in_use_is_read_beside_its_users(tmp_path: Path) -> None:
-    store = open_store(f"sqlite://{tmp_path}/store.sqlite")
+    store = open_store(f"sqlite://{tmp_path}/store.sqlite", "token")
     try:
         store.put("/before", b"1")
         ran = doctor(tmp_path, "--json")

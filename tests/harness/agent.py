@@ -32,7 +32,7 @@ class AgentProcess:
         (state / "auth" / "cluster-token").write_text(TOKEN)
         self.state = state
         url = f"sqlite://{state}/store.sqlite"
-        self.store = open_store(url)
+        self.store = open_store(url, TOKEN)
         self.view = View(self.store)
         self._killed_address = ""
         self._assigned: dict[str, str] = {}

@@ -122,7 +122,7 @@ class Bench:
 
     def start(self) -> Bench:
         self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.store = open_store(f"sqlite://{self.state / 'store.sqlite'}")
+        self.store = open_store(f"sqlite://{self.state / 'store.sqlite'}", "token")
         self.place.address = self.loop.run(self._serve_neighbours())
         self.store.put("/placement/leader", encode(LeaderRecord("leader", self.place.address, 1)))
         node = NodeRecord(NODE, self.place.address, 2, 0, 0, 8, zygote_ready=True)

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from harness.zookeeper import TOKEN
 from stoker.placement.errors import VersionConflict
 from stoker.placement.sqlite_store import SqliteStore
 from stoker.placement.store import ABSENT, Change, Store
@@ -28,12 +29,13 @@ def open_for_test(url: str) -> Store:
         return SqliteStore(Path(parts.path))
     from stoker.placement.zookeeper_store import ZooKeeperStore
 
-    return ZooKeeperStore(parts.netloc, parts.path, session_seconds=SESSION_SECONDS)
+    return ZooKeeperStore(parts.netloc, parts.path, TOKEN, session_seconds=SESSION_SECONDS)
 
 
 def start_child(url: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, __file__, url, *arguments],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -275,7 +275,7 @@ def process(environment: dict[str, str]) -> subprocess.Popen[bytes]:
 def test_a_process_leads_places_and_ends_cleanly_on_sigterm(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN)
     url = f"sqlite://{tmp_path}/store.sqlite"
-    store = open_store(url)
+    store = open_store(url, TOKEN)
     view = View(store)
     started = process(
         {

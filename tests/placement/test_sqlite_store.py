@@ -253,7 +253,7 @@ def test_a_store_that_cannot_be_read_is_suspended_until_it_can(
 
 
 def test_open_store_opens_what_the_url_names(path: Path) -> None:
-    store = open_store(f"sqlite://{path}")
+    store = open_store(f"sqlite://{path}", "token")
     store.put("/a", b"x")
     store.close()
     assert path.exists()
@@ -276,4 +276,4 @@ def test_open_store_opens_what_the_url_names(path: Path) -> None:
 )
 def test_open_store_refuses_another_url(url: str) -> None:
     with pytest.raises(BadRequest, match="Expected"):
-        open_store(url)
+        open_store(url, "token")

@@ -7,15 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kazoo.client import KazooClient
+from kazoo.exceptions import NoAuthError
+from kazoo.security import OPEN_ACL_UNSAFE
 
 import harness.zookeeper
 from harness.proxy import Proxy
 from harness.waiting import eventually
-from harness.zookeeper import ZooKeeperServer
+from harness.zookeeper import TOKEN, ZooKeeperServer
 from stoker.placement import zookeeper_store
-from stoker.placement.errors import CoordinationLost
+from stoker.placement.errors import BadRequest, CoordinationLost, Unauthorized
 from stoker.placement.store import Change, Entry, StoreState
-from stoker.placement.stores import open_store
+from stoker.placement.stores import open_store, probe_store
 from stoker.placement.zookeeper_store import ZooKeeperStore
 from stoker.placement.zookeeper_watch import entry_znode, folder_znode, of_znode
 
@@ -43,7 +46,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def store(proxy: Proxy, chroot: str) -> Iterator[ZooKeeperStore]:
-    store = ZooKeeperStore(proxy.hosts, chroot, session_seconds=SESSION_SECONDS)
+    store = ZooKeeperStore(proxy.hosts, chroot, TOKEN, session_seconds=SESSION_SECONDS)
     yield store
     store.close()
 
@@ -51,7 +54,7 @@ def store(proxy: Proxy, chroot: str) -> Iterator[ZooKeeperStore]:
 @pytest.fixture
 def other(zookeeper_server: ZooKeeperServer, chroot: str) -> Iterator[ZooKeeperStore]:
     """A session that the proxy does not cut."""
-    store = ZooKeeperStore(zookeeper_server.hosts, chroot, session_seconds=SESSION_SECONDS)
+    store = ZooKeeperStore(zookeeper_server.hosts, chroot, TOKEN, session_seconds=SESSION_SECONDS)
     yield store
     store.close()
 
@@ -150,7 +153,7 @@ def test_a_read_outlasts_a_short_interruption(store: ZooKeeperStore, proxy: Prox
 def test_a_silent_server_suspends_and_calls_fail_within_their_deadline(
     own_zookeeper_server: ZooKeeperServer,
 ) -> None:
-    store = ZooKeeperStore(own_zookeeper_server.hosts, session_seconds=SESSION_SECONDS)
+    store = ZooKeeperStore(own_zookeeper_server.hosts, "/s", TOKEN, session_seconds=SESSION_SECONDS)
     states: list[StoreState] = []
     store.on_state(states.append)
     own_zookeeper_server.suspend()
@@ -168,7 +171,7 @@ def test_a_silent_server_suspends_and_calls_fail_within_their_deadline(
 def test_a_server_that_dies_and_starts_again_loses_nothing(
     own_zookeeper_server: ZooKeeperServer,
 ) -> None:
-    store = ZooKeeperStore(own_zookeeper_server.hosts, session_seconds=10)
+    store = ZooKeeperStore(own_zookeeper_server.hosts, "/s", TOKEN, session_seconds=10)
     states: list[StoreState] = []
     changes: list[Change] = []
     store.on_state(states.append)
@@ -188,7 +191,7 @@ def test_a_server_that_is_not_there_is_coordination_lost(proxy: Proxy) -> None:
     proxy.cut()
     begun = time.monotonic()
     with pytest.raises(CoordinationLost, match=f"ZooKeeper at {proxy.hosts} within"):
-        ZooKeeperStore(proxy.hosts)
+        ZooKeeperStore(proxy.hosts, "/s", TOKEN)
     assert time.monotonic() - begun < CALL_SECONDS + 2
 
 
@@ -205,10 +208,10 @@ def test_folders_that_a_foreign_hand_removed_are_made_again(
 
 
 def test_open_store_opens_what_the_url_names(zookeeper_server: ZooKeeperServer) -> None:
-    store = open_store(f"zookeeper://{zookeeper_server.hosts}/one/two")
+    store = open_store(f"zookeeper://{zookeeper_server.hosts}/one/two", TOKEN)
     store.put("/a/b", b"x")
     store.close()
-    above = ZooKeeperStore(zookeeper_server.hosts, "/one")
+    above = ZooKeeperStore(zookeeper_server.hosts, "/one", TOKEN)
     assert above._client.get("/one/two/a~/b")[0] == b"x"
     above.close()
 
@@ -219,3 +222,52 @@ def test_a_store_without_java_says_what_to_install(
     monkeypatch.setattr(harness.zookeeper, "JAR", tmp_path / "zookeeper.jar")
     with pytest.raises(RuntimeError, match="apt-get install zookeeper"):
         ZooKeeperServer(tmp_path)
+
+
+def test_who_has_not_the_clusters_token_neither_reads_nor_writes(
+    zookeeper_server: ZooKeeperServer, store: ZooKeeperStore, chroot: str
+) -> None:
+    store.put("/a/b", b"secret")
+    store.put("/e", b"here", ephemeral=True)
+    stranger = KazooClient(hosts=zookeeper_server.hosts)
+    stranger.start()
+    try:
+        attempts = [
+            lambda: stranger.get(f"{chroot}/a~/b"),
+            lambda: stranger.get_children(chroot),
+            lambda: stranger.set(f"{chroot}/a~/b", b"forged"),
+            lambda: stranger.create(f"{chroot}/forged", b""),
+            lambda: stranger.create(f"{chroot}/a~/forged", b""),
+            lambda: stranger.delete(f"{chroot}/a~/b"),
+            lambda: stranger.delete(f"{chroot}/e"),
+            lambda: stranger.set_acls(f"{chroot}/a~/b", OPEN_ACL_UNSAFE),
+        ]
+        for attempt in attempts:
+            with pytest.raises(NoAuthError):
+                attempt()
+    finally:
+        stranger.stop()
+        stranger.close()
+    assert store.get("/a/b") == Entry("/a/b", b"secret", 0)
+
+
+def test_another_token_is_refused_at_the_start(
+    zookeeper_server: ZooKeeperServer, store: ZooKeeperStore, chroot: str
+) -> None:
+    with pytest.raises(Unauthorized, match="another cluster token"):
+        ZooKeeperStore(zookeeper_server.hosts, chroot, "another-token-than-the-others")
+    with pytest.raises(Unauthorized, match="another cluster token"):
+        probe_store(f"zookeeper://{zookeeper_server.hosts}{chroot}", "another-token")
+
+
+def test_zookeeper_is_not_told_the_token_itself(store: ZooKeeperStore, chroot: str) -> None:
+    acls, _ = store._client.get_acls(chroot)
+    assert [acl.id.id.partition(":")[0] for acl in acls] == ["stoker"]
+    shown = {secret for _, secret in store._client.auth_data}
+    assert not any(TOKEN in secret for secret in shown)
+
+
+def test_a_url_with_a_password_is_refused(zookeeper_server: ZooKeeperServer) -> None:
+    with pytest.raises(BadRequest, match="Expected the URL of a store") as refused:
+        open_store(f"zookeeper://stoker:hidden@{zookeeper_server.hosts}/x", TOKEN)
+    assert "hidden" not in str(refused.value)

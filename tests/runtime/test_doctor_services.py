@@ -130,7 +130,7 @@ def test_a_date_that_is_none_is_told() -> None:
 
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
-    check = check_store(f"sqlite://{tmp_path}/state/store.sqlite")
+    check = check_store(f"sqlite://{tmp_path}/state/store.sqlite", tmp_path / "token")
 
     assert check.state == "ok"
     assert "will be made" in check.found
@@ -139,12 +139,12 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
 
 def test_a_sound_store_is_good_and_stays_as_it_was(tmp_path: Path) -> None:
     url = f"sqlite://{tmp_path}/store.sqlite"
-    store = open_store(url)
+    store = open_store(url, "token")
     store.put("/a", b"value")
     store.close()
     before = sorted(path.name for path in tmp_path.iterdir())
 
-    assert check_store(url).state == "ok"
+    assert check_store(url, tmp_path / "token").state == "ok"
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
@@ -152,10 +152,10 @@ def test_a_sound_store_is_good_and_stays_as_it_was(tmp_path: Path) -> None:
 def test_a_damaged_store_fails(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "store.sqlite").write_bytes(content)
 
-    check = check_store(f"sqlite://{tmp_path}/store.sqlite")
+    check = check_store(f"sqlite://{tmp_path}/store.sqlite", tmp_path / "token")
     assert check.state == "fail"
     assert "move the file away" in check.remedy
 
 
 def test_a_url_of_no_store_fails() -> None:
-    assert check_store("redis://127.0.0.1/0").state == "fail"
+    assert check_store("redis://127.0.0.1/0", Path("token")).state == "fail"
