@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from threading import Event, RLock, Thread
-from typing import Protocol
 
 import structlog
 
 from stoker.placement.capacity import no_capacity
+from stoker.placement.commits import Commits, ControlStore
 from stoker.placement.errors import (
     CoordinationLost,
     Fenced,
@@ -35,11 +35,11 @@ from stoker.placement.records import (
     FunctionRecord,
     PlaceAnswer,
     PlaceRequest,
-    encode,
 )
 from stoker.placement.scale import startable
-from stoker.placement.store import ABSENT, Change, Entry, Fence
-from stoker.placement.view import Snapshot, View
+from stoker.placement.scale_requests import ScaleRequests
+from stoker.placement.store import Change, Fence
+from stoker.placement.view import View
 from stoker.placement.why import WhyAnswer
 
 TICK_SECONDS = 1.0
@@ -52,34 +52,17 @@ SWEEP_FUNCTIONS = 32
 _log = structlog.get_logger()
 
 
-class ControlStore(Protocol):
-    """What the controller needs of the store."""
-
-    def get(self, path: str) -> Entry | None: ...
-
-    def put(
-        self,
-        path: str,
-        value: bytes,
-        *,
-        version: int | None = None,
-        ephemeral: bool = False,
-        fence: Fence | None = None,
-    ) -> int: ...
-
-    def delete(
-        self, path: str, *, version: int | None = None, fence: Fence | None = None
-    ) -> bool: ...
-
-
 @dataclass
 class _Term:
-    """One time of leading. `paused` while the store does not answer."""
+    """One time of leading: `begun` by taking over what there was, `paused` while the store does not
+    answer.
+    """
 
     epoch: int
     fence: Fence
     next_number: int = 0
-    paused: bool = False
+    begun: bool = False
+    paused: bool = True
 
 
 class Controller:
@@ -104,6 +87,8 @@ class Controller:
         self._lock = RLock()
         self._term: _Term | None = None
         self._picture = Picture(view, bin_seconds)
+        self._requests = ScaleRequests(store)
+        self._commits = Commits(store, view, self._picture, identity)
         self._metrics = PlacementMetrics()
         self._tick_seconds = min(TICK_SECONDS, bin_seconds)
         # Functions that lack something: those that changed, and those for which there was no room.
@@ -132,17 +117,16 @@ class Controller:
     def on_elected(self, epoch: int, fence: Fence) -> None:
         """Lead from now on: read the store anew, then decide."""
         with self._lock:
-            self._term = _Term(epoch, fence, paused=True)
+            self._term = term = _Term(epoch, fence)
             self._log.info("leading_started", epoch=epoch)
-            self._resume(self._term, fresh=True)
+            self._resume(term)
         self._wake.set()
 
     def on_lost(self) -> None:
-        """Stop deciding."""
-        with self._lock:
-            if self._term is not None:
-                self._log.info("leading_ended", epoch=self._term.epoch)
-            self._term = None
+        """Stop deciding: at once, for a decision under way may hold the lock, and is fenced."""
+        term, self._term = self._term, None
+        if term is not None:
+            self._log.info("leading_ended", epoch=term.epoch)
 
     def place(self, request: PlaceRequest) -> PlaceAnswer:
         """Where `request.function` is or will be served, starting instances as demand needs.
@@ -150,6 +134,7 @@ class Controller:
         Unavailable on a non-leader, FunctionNotFound, NoCapacity, or the error that the last
         start failed with while it is too early for the next.
         """
+        self._leading_term()  # who does not lead says so without waiting for the lock
         with self._lock:
             term = self._leading_term()
             function = self._function(request.function)
@@ -170,6 +155,7 @@ class Controller:
 
     def report(self, report: DemandReport) -> None:
         """Take a gateway's demand; Unavailable on a non-leader."""
+        self._leading_term()
         with self._lock:
             self._leading_term()
             now = self._clock()
@@ -209,10 +195,10 @@ class Controller:
         """Bring all assignments to what demand and nodes call for; False if not leading."""
         with self._lock:
             term = self._term
-            if term is None or (term.paused and not self._resume(term, fresh=False)):
+            if term is None or (term.paused and not self._resume(term)):
                 return False
             self._react(term)
-            keys = sorted(self._picture.fleet.functions)
+            keys = sorted(self._picture.fleet.functions.keys() | self._requests.known())
         for first in range(0, len(keys), SWEEP_FUNCTIONS):
             with self._lock:
                 if self._term is not term or term.paused:
@@ -252,28 +238,41 @@ class Controller:
             except Exception:  # noqa: BLE001 - the loop outlives a bug in one decision
                 self._log.exception("reconcile_broken")
 
-    def _resume(self, term: _Term, *, fresh: bool) -> bool:
+    def _resume(self, term: _Term) -> bool:
         """Read the store anew and decide again; says whether the store answered."""
         try:
             self._view.refresh()
-        except CoordinationLost as error:
-            self._log.warning("store_unreachable", cause=error.cause)
+            if not term.begun:
+                self._take_over(term)
+        except (CoordinationLost, Fenced) as error:
+            self._log.warning("leading_delayed", epoch=term.epoch, cause=error.cause)
             return False
-        now = self._clock()
-        if fresh:
-            self._picture.forget_demand(now)
         # What was decided and not carried out is in the columns, but not in the store.
-        self._touched = set(self._picture.draw_anew(now).functions)
+        self._touched = set(self._picture.draw_anew(self._clock()).functions)
         self._short = set()
-        term.paused = False
+        term.begun, term.paused = True, False
         return True
 
+    def _take_over(self, term: _Term) -> None:
+        """Go on from what the last leader left; its clock may be another than ours."""
+        snapshot, now = self._view.snapshot(), self._clock()
+        self._picture.begin(snapshot, self._requests.take_over(snapshot), now)
+        for order in snapshot.assignments.values():
+            # Not announced yet: the agent has its whole time from now on, and an order of ours.
+            if order.instance_id not in snapshot.instances and order.epoch != term.epoch:
+                ours = replace(order, epoch=term.epoch, created_at=now)
+                self._commits.order(ours, term.fence, expected=None)
+
     def _leading_term(self) -> _Term:
-        if self._term is not None and not self._term.paused:
-            return self._term
+        term = self._term
+        if term is not None and not term.paused:
+            return term
+        raise self._not_leading()
+
+    def _not_leading(self) -> Unavailable:
         leader = self._view.snapshot().leader
         known = leader is not None and self._term is None
-        raise Unavailable(
+        return Unavailable(
             f"This placement does not lead; the leader listens at {leader.address}."
             if leader is not None and known
             else "No placement leads at this moment.",
@@ -331,12 +330,15 @@ class Controller:
             calls = asked.call_ids if asked and asked.function == decision.function else ()
             picture.decisions.add(decision, started, calls)
         try:
-            self._commit_failures(term, self._view.snapshot())
-            self._commit(term, made, now)
-        except Fenced:
+            # A number is used up even if its write fails: it may have arrived all the same.
+            term.next_number += len(made.starts)
+            self._commits.failures(picture.ledger.failures(), term.fence)
+            self._commits.plan(made, now, term.fence)
+            self._requests.note(picture.requests(keys), term.fence)
+        except Fenced as error:
             self._log.warning("leading_ended_by_fence", epoch=term.epoch)
             self._term = None
-            raise
+            raise self._not_leading() from error
         except CoordinationLost as error:
             # Writes may or may not have happened: decide no more before the store was read anew.
             self._log.warning("leading_paused", epoch=term.epoch, cause=error.cause)
@@ -346,46 +348,6 @@ class Controller:
         self._short.difference_update(keys)
         self._short.update(shortage.function for shortage in made.shortages)
         return made
-
-    def _commit_failures(self, term: _Term, snapshot: Snapshot) -> None:
-        """Write the failures that changed, for who asks why and for the next leader."""
-        known = self._picture.ledger.failures()
-        for key, failure in known.items():
-            if snapshot.failures.get(key) != failure:
-                value = encode(failure)
-                version = self._store.put(failure.path, value, fence=term.fence)
-                self._view.apply(Change(failure.path, Entry(failure.path, value, version)))
-        for key, failure in snapshot.failures.items():
-            if key not in known:
-                self._store.delete(failure.path, fence=term.fence)
-                self._view.apply(Change(failure.path, None))
-
-    def _commit(self, term: _Term, made: Plan, now: float) -> None:
-        # A number is used up even if its write fails: it may have arrived all the same.
-        term.next_number += len(made.starts)
-        for stop in made.stops:
-            assignment = stop.assignment
-            self._store.delete(assignment.path, fence=term.fence)
-            self._picture.rest(assignment, now)
-            self._view.apply(Change(assignment.path, None))
-            self._log.info(
-                "instance_stopped",
-                function=assignment.function,
-                instance=assignment.instance_id,
-                node=assignment.node_id,
-                reason=stop.reason,
-            )
-        for start in made.starts:
-            value = encode(start)
-            version = self._store.put(start.path, value, version=ABSENT, fence=term.fence)
-            self._view.apply(Change(start.path, Entry(start.path, value, version)))
-            self._log.info(
-                "instance_started",
-                function=start.function,
-                instance=start.instance_id,
-                node=start.node_id,
-                address=start.address,
-            )
 
     def _refusal(self, function: FunctionRecord, made: Plan | None, now: float) -> StokerError:
         failure = self._picture.ledger.failure_of(function.key, now)

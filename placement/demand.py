@@ -13,7 +13,12 @@ from dataclasses import dataclass, field
 from stoker.placement.autoscaler import GATEWAYS_MAXIMUM, Autoscaler
 from stoker.placement.errors import StokerError
 from stoker.placement.estimate import PROCESS_SECONDS
-from stoker.placement.failures import SETTLED_SECONDS, holds_back, next_failure
+from stoker.placement.failures import (
+    SETTLED_SECONDS,
+    holds_back,
+    next_failure,
+    taken_over,
+)
 from stoker.placement.histogram import BIN_SECONDS, IdleTimes
 from stoker.placement.keepalive import LADDERS_ARRIVALS, Arrivals
 from stoker.placement.records import (
@@ -82,7 +87,7 @@ class DemandLedger:
         }
         for key, failure in failures.items():
             if failure.function_version == versions.get(key) and key in self._memories:
-                self._memories[key].failure = failure
+                self._memories[key].failure = taken_over(failure, now)
 
     def follow(
         self, functions: Mapping[str, FunctionRecord], versions: Mapping[str, int], now: float

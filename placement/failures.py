@@ -7,6 +7,8 @@ something.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from stoker.placement.errors import (
     CrashLoop,
     DeadlineExceeded,
@@ -46,6 +48,14 @@ def next_failure(
         failed_at=now,
         retry_at=None if crashes >= CRASHES_MAXIMUM else now + pause,
     )
+
+
+def taken_over(failure: FailureRecord, now: float) -> FailureRecord:
+    """What another leader noted, by whose clock nothing waits longer than by our own."""
+    retry_at = failure.retry_at
+    if retry_at is not None:
+        retry_at = min(retry_at, now + PAUSE_SECONDS_LAST)
+    return replace(failure, failed_at=min(failure.failed_at, now), retry_at=retry_at)
 
 
 def holds_back(failure: FailureRecord, now: float) -> bool:

@@ -39,6 +39,7 @@ class Picture:
         self.decisions = Decisions()
         self.fleet = Fleet()
         self._resting: dict[str, tuple[str, float]] = {}
+        self._versions: Mapping[str, int] = {}
 
     def draw_anew(self, now: float) -> Snapshot:
         """Forget the columns and read the whole view again."""
@@ -46,16 +47,30 @@ class Picture:
         self.fleet = Fleet(snapshot.records(), now)
         for address in self._resting:
             self.fleet.hold_address(address)
+        self._follow_functions(snapshot, now)
         self._learn(snapshot, snapshot.assignments, now)
         return snapshot
 
-    def forget_demand(self, now: float) -> None:
-        """Begin to lead: what exists counts as needed just now, and no address rests."""
-        snapshot = self._view.snapshot()
+    def begin(self, snapshot: Snapshot, versions: Mapping[str, int], now: float) -> None:
+        """Begin to lead: what exists counts as needed just now, and no address rests.
+
+        `versions` are those of the functions whose scale requests were carried out.
+        """
         existing = {key: len(snapshot.assignments_of(key)) for key in snapshot.functions}
-        versions = snapshot.function_versions
         self.ledger.begin(existing, versions, snapshot.failures, now)
         self._resting.clear()
+
+    def requests(self, keys: Iterable[str]) -> dict[str, int | None]:
+        """By which version of its record each function asks for replicas; None where it does not,
+        or is gone.
+        """
+        functions = self.fleet.functions
+        return {
+            key: None
+            if key not in functions or functions[key].replicas_requested is None
+            else self._versions[key]
+            for key in keys
+        }
 
     def follow(self, now: float) -> tuple[set[str], bool]:
         """Take in what changed in the view, and that time has passed.
@@ -80,12 +95,16 @@ class Picture:
                     touched.add(record.function)
                     instances.add(record.instance_id)
         if functions_moved:
-            self.ledger.follow(snapshot.functions, snapshot.function_versions, now)
+            self._follow_functions(snapshot, now)
         self._learn(snapshot, instances, now)
         self.ledger.settle(now)
         self.ledger.autoscale(snapshot.replicas_of, now)
         more_room = self._release_addresses(now) or more_room
         return touched & snapshot.functions.keys(), more_room
+
+    def _follow_functions(self, snapshot: Snapshot, now: float) -> None:
+        self._versions = snapshot.function_versions
+        self.ledger.follow(snapshot.functions, self._versions, now)
 
     def _release_addresses(self, now: float) -> bool:
         """Give the addresses back that rested enough, and say whether there was one."""

@@ -8,7 +8,6 @@ from harness.cluster import EPOCH_PATH, FUNCTION, Cluster
 from stoker.placement.controller import Controller
 from stoker.placement.errors import (
     CoordinationLost,
-    Fenced,
     FunctionNotFound,
     NoCapacity,
     Unavailable,
@@ -284,7 +283,7 @@ class TestLeadership:
 
     def test_a_deposed_leader_writes_nothing_and_stops(self, cluster: Cluster) -> None:
         cluster.store.put(EPOCH_PATH, b"another")
-        with pytest.raises(Fenced):
+        with pytest.raises(Unavailable):
             cluster.place()
         assert cluster.assigned() == []
         assert not cluster.controller.leading
