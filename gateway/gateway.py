@@ -33,7 +33,7 @@ from stoker.gateway.settings import MIB, Settings
 from stoker.gateway.upstream import Upstream, open_session
 from stoker.placement.errors import DeadlineExceeded, StokerError
 from stoker.placement.records import CheckpointRef, EvictRequest, NodeRecord, ResolveRequest
-from stoker.placement.store import Store
+from stoker.placement.store import Store, StoreState
 from stoker.placement.view import View
 from stoker.placement.why import WhyAnswer
 
@@ -53,8 +53,14 @@ class Gateway:
         self._store, self._view = store, view
         self._session = open_session()
         self._agents = AgentClient(self._session, token)
+        self._store_state = StoreState.CONNECTED
+        store.on_state(self._note_store_state)
         self._placement = PlacementClient(
-            self._session, lambda: view.snapshot().leader, gateway_id, token
+            self._session,
+            lambda: view.snapshot().leader,
+            lambda: self._store_state is StoreState.CONNECTED,
+            gateway_id,
+            token,
         )
         metrics = Metrics()
         self._router = Router(view.snapshot, self._placement, settings.queue_seconds)
@@ -136,6 +142,10 @@ class Gateway:
 
         await self._control({**request.scope, "headers": [*kept, length]}, receive, send)
 
+    def _note_store_state(self, state: StoreState) -> None:
+        _log.info("store_state", state=state.value)
+        self._store_state = state
+
     def _tick(self) -> Any:
         """The demand now. Its second is also when queues notice that time has passed."""
         self._router.refresh()
@@ -149,6 +159,7 @@ class Gateway:
 
     def _refresh(self) -> None:
         self._refresh_due = False
+        self._placement.follow()
         self._router.refresh()
 
     def _resolve(self, uri: str, adapter: bool) -> CheckpointRef:

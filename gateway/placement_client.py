@@ -10,7 +10,7 @@ import aiohttp
 import structlog
 
 from stoker.gateway.internal import wire_error
-from stoker.placement.errors import StokerError, Unavailable
+from stoker.placement.errors import CoordinationLost, StokerError, Unavailable
 from stoker.placement.records import (
     DemandReport,
     FunctionDemand,
@@ -32,20 +32,23 @@ _log = structlog.get_logger()
 
 
 class PlacementClient:
-    """`leader` tells who leads by the present snapshot."""
+    """`leader` tells who leads by the present snapshot, `connected` whether it is kept fresh."""
 
     def __init__(
         self,
         session: aiohttp.ClientSession,
         leader: Callable[[], LeaderRecord | None],
+        connected: Callable[[], bool],
         gateway_id: str,
         cluster_token: str,
     ) -> None:
         self._session = session
         self._leader = leader
+        self._connected = connected
         self._gateway_id = gateway_id
         self._headers = {"X-Stoker-Token": cluster_token, "Content-Type": "application/json"}
         self._report_failing = False
+        self._under_way: dict[asyncio.Task[bytes], str] = {}
 
     async def place(
         self,
@@ -53,22 +56,40 @@ class PlacementClient:
         demand: Callable[[], FunctionDemand],
         call_ids: Callable[[], tuple[str, ...]],
     ) -> PlaceAnswer:
-        """Ask until a leader answers; its error, or Unavailable if none does in time."""
+        """Ask until a leader answers; its error, or Unavailable if none does in time.
+
+        CoordinationLost at once where nothing would tell of the next leader.
+        """
         deadline = time.monotonic() + ELECTION_SECONDS
         while True:
             try:
                 request = PlaceRequest(self._gateway_id, function_key, demand(), call_ids())
                 return decode(PlaceAnswer, await self._post("/place", encode(request)))
             except Unavailable as error:
-                # Its subclasses are decisions; this one says only that nobody decided.
-                if type(error) is not Unavailable or time.monotonic() > deadline:
+                # Its subclasses are decisions, but for one: these say only that nobody decided.
+                undecided = type(error) in (Unavailable, CoordinationLost)
+                if not undecided or time.monotonic() > deadline:
                     raise
+                if not self._connected():
+                    raise CoordinationLost(
+                        "Expected the store to tell who decides where functions start, found it "
+                        f"out of reach. {error.cause}",
+                        "Instances that serve go on; see whether the servers of the store run.",
+                        retry_after_seconds=error.retry_after_seconds,
+                    ) from error
             # A leader that died cannot tell, and its record outlives it by its session.
             await asyncio.sleep(RETRY_SECONDS)
 
     async def why(self, name: str) -> WhyAnswer:
         """What was decided for a call or an instance; NotFound, or Unavailable."""
         return decode(WhyAnswer, await self._post("/why", encode(WhyRequest(name))))
+
+    def follow(self) -> None:
+        """The snapshot changed: who hangs is not waited for once it leads no more."""
+        leader = self._leader()
+        for task, address in self._under_way.items():
+            if leader is None or leader.address != address:
+                task.cancel()
 
     async def report_forever(self, demand: Callable[[], Mapping[str, FunctionDemand]]) -> None:
         """Tell the leader the full demand each second, also when nothing changed.
@@ -92,24 +113,31 @@ class PlacementClient:
                 "Try again after the election.",
                 retry_after_seconds=1,
             )
+        asking = asyncio.create_task(self._ask(leader.address, path, body))
+        self._under_way[asking] = leader.address
+        try:
+            await asyncio.wait({asking})
+        finally:
+            del self._under_way[asking]
+            asking.cancel()
+        if asking.cancelled():
+            raise _no_answer(leader.address, "that another leads")
+        return asking.result()
+
+    async def _ask(self, address: str, path: str, body: bytes) -> bytes:
         try:
             async with self._session.post(
-                f"http://{leader.address}{path}",
+                f"http://{address}{path}",
                 data=body,
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(total=CALL_SECONDS),
             ) as response:
                 answer = await response.read()
                 if response.status >= 400:
-                    raise wire_error(response.status, answer, f"placement at {leader.address}")
+                    raise wire_error(response.status, answer, f"placement at {address}")
                 return answer
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unavailable(
-                f"Expected an answer of placement at {leader.address}, "
-                f"found: {error or type(error).__name__}.",
-                "Look whether `stoker.placement.main` runs.",
-                retry_after_seconds=1,
-            ) from error
+            raise _no_answer(address, f"{error or type(error).__name__}") from error
 
     def _note_report(self, error: StokerError | None) -> None:
         failing = error is not None
@@ -119,3 +147,11 @@ class PlacementClient:
                 _log.warning("report_failing", code=error.code, cause=error.cause)
             else:
                 _log.info("report_arrives")
+
+
+def _no_answer(address: str, found: str) -> Unavailable:
+    return Unavailable(
+        f"Expected an answer of placement at {address}, found: {found}.",
+        "Look whether `stoker placement` runs there.",
+        retry_after_seconds=1,
+    )

@@ -19,6 +19,7 @@ from typing import Protocol
 import structlog
 
 from stoker.placement.errors import (
+    CoordinationLost,
     CrashLoop,
     FunctionNotFound,
     QueueFull,
@@ -347,7 +348,7 @@ class Router:
             self._fail(state, failure)
         state.known = frozenset(self._targets(key, state).values())
         # Where nothing will start, whoever comes next is to be refused at once as well.
-        given_up = isinstance(failure, CrashLoop)
+        given_up = isinstance(failure, CrashLoop | CoordinationLost)
         state.ask_not_before = now if given_up else now + ASK_AGAIN_SECONDS
         # Handed over first, so that those who waited for this answer count it as placing.
         self._dispatch(key, state)

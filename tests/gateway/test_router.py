@@ -8,7 +8,13 @@ from collections.abc import Callable
 import pytest
 
 from stoker.gateway.router import ASK_AGAIN_SECONDS, Router, Target, choose, targets
-from stoker.placement.errors import CrashLoop, NoCapacity, Unavailable
+from stoker.placement.errors import (
+    CoordinationLost,
+    CrashLoop,
+    NoCapacity,
+    StokerError,
+    Unavailable,
+)
 from stoker.placement.records import (
     Assignment,
     FunctionDemand,
@@ -137,12 +143,13 @@ def test_placement_is_asked_again_only_after_a_while_or_a_change() -> None:
     asyncio.run(run())
 
 
-def test_what_was_given_up_is_refused_at_once_each_time() -> None:
+@pytest.mark.parametrize("failure", [CrashLoop, CoordinationLost])
+def test_what_will_not_start_is_refused_at_once_each_time(failure: type[StokerError]) -> None:
     async def run() -> None:
         world = World(snapshot())
-        world.placer.answer = CrashLoop("f.ns failed to start 5 times in a row.")
+        world.placer.answer = failure("f.ns failed to start 5 times in a row.")
         for asked in (1, 2, 3):
-            with pytest.raises(CrashLoop, match="5 times"):
+            with pytest.raises(failure, match="5 times"):
                 await world.router.acquire(FUNCTION)
             assert world.placer.asked == asked
 
