@@ -6,6 +6,7 @@ Everything here runs in one event loop; the store's threads only hand changes ov
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
@@ -33,6 +34,9 @@ SPARE_SOCKETS = 4
 # Residents and bandwidths change with every chunk; they are told at most this often.
 REFRESH_SECONDS = 0.25
 SHUTDOWN_DRAIN_SECONDS = 10.0
+# A node that the store lost sight of loses its assignments; what runs there may come to its end.
+OUTAGE_DRAIN_SECONDS_MAXIMUM = 600.0
+RECOVERY_SECONDS = 10.0
 SHUTDOWN_SECONDS_MAXIMUM = 18.0
 
 _log = structlog.get_logger()
@@ -85,6 +89,8 @@ class Agent:
         self._functions: dict[str, FunctionRecord] = {}
         self._running: dict[str, _Running] = {}
         self._epoch = 0
+        self._store_state = StoreState.CONNECTED
+        self._recovered_at = -math.inf
         self._accepting = False
         self._refresh: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -160,8 +166,12 @@ class Agent:
             self._loop.call_soon_threadsafe(function, *arguments)
 
     def _note_state(self, state: StoreState) -> None:
+        before, self._store_state = self._store_state, state
         if state is StoreState.LOST:
             self._announcements.forget()
+        elif state is StoreState.CONNECTED and before is not state:
+            self._recovered_at = self._loop.time()
+            self._announcements.hurry()
 
     def _note(self, change: Change) -> None:
         kind = change.path.split("/", 2)[1]
@@ -231,9 +241,17 @@ class Agent:
             self._announcements.remove(f"/instances/{self._identity.node_id}/{instance_id}")
             return
         running.revoked = True
-        running.instance.stop(DRAIN_SECONDS_MAXIMUM)
+        running.instance.stop(
+            OUTAGE_DRAIN_SECONDS_MAXIMUM if self._was_out_of_reach else DRAIN_SECONDS_MAXIMUM
+        )
         if running.task.done():
             self._ended(instance_id)
+
+    @property
+    def _was_out_of_reach(self) -> bool:
+        """Whether an instance may have been given up with the node, rather than by intent."""
+        recovering = self._loop.time() - self._recovered_at < RECOVERY_SECONDS
+        return recovering or self._store_state is not StoreState.CONNECTED
 
     def _ended(self, instance_id: str) -> None:
         """The process is gone; its record stays until the assignment is gone as well."""

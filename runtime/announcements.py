@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -40,6 +41,7 @@ class Announcements:
         # Its own thread: no slow source may keep the node from saying that it is there.
         self._thread = ThreadPoolExecutor(1, "announce")
         self._dirty = asyncio.Event()
+        self._reachable = asyncio.Event()
         self._waiters: list[tuple[str, asyncio.Future[None]]] = []
 
     def put(self, path: str, value: bytes) -> None:
@@ -64,6 +66,10 @@ class Announcements:
         self._losses += 1
         self._written.clear()
         self._dirty.set()
+
+    def hurry(self) -> None:
+        """The store can be reached again."""
+        self._reachable.set()
 
     async def settled(self, path: str, timeout_seconds: float) -> bool:
         """Wait until the store has what is wanted at `path`; False if it took too long."""
@@ -92,7 +98,9 @@ class Announcements:
                     delay = RETRY_SECONDS_MINIMUM
             except CoordinationLost as error:
                 _log.warning("announcement_delayed", cause=error.cause)
-                await asyncio.sleep(delay)
+                self._reachable.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._reachable.wait(), delay)
                 delay = min(2 * delay, RETRY_SECONDS_MAXIMUM)
                 self._dirty.set()
 

@@ -76,7 +76,7 @@ class Instance:
         self._seen_at = time.monotonic()
         self._stop_requested = asyncio.Event()
         self._drain_seconds = DRAIN_SECONDS_MAXIMUM
-        self._farewell_seconds = DRAIN_SECONDS_MAXIMUM
+        self._farewell_seconds = math.inf
         # The model's, then its adapter's.
         self._openings = Openings(node, self._age)
         self._worker: Worker | None = None
@@ -101,8 +101,10 @@ class Instance:
         )
 
     def stop(self, drain_seconds: float = DRAIN_SECONDS_MAXIMUM) -> None:
-        """Let running requests finish for at most `drain_seconds`, then end."""
-        self._drain_seconds = min(self._drain_seconds, drain_seconds)
+        """Let running requests finish for at most `drain_seconds`, then end; the least counts."""
+        if self._stop_requested.is_set():
+            drain_seconds = min(self._drain_seconds, drain_seconds)
+        self._drain_seconds = drain_seconds
         self._stop_requested.set()
 
     async def run(self) -> None:

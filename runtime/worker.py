@@ -36,7 +36,6 @@ from stoker.runtime.worker_function import Prepared, build
 from stoker.runtime.worker_http import Ready, WorkerApp
 from stoker.runtime.worker_start import WorkerStart, WorkerStatus, encode_event
 
-DRAIN_SECONDS = 30
 STOP_SECONDS_MAXIMUM = 5.0
 KEEP_ALIVE_SECONDS = 300
 """Longer than a gateway keeps an idle connection, so that it never reuses one being closed."""
@@ -247,7 +246,6 @@ def server_config(app: Callable[..., Awaitable[None]]) -> uvicorn.Config:
         date_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
     )
 
 

@@ -318,6 +318,28 @@ def test_an_unreadable_assignment_is_passed_over(tmp_path: Path) -> None:
     in_world(tmp_path, story)
 
 
+@pytest.mark.parametrize(("lost", "seconds"), [(True, 600.0), (False, 30.0)])
+def test_what_was_given_up_with_the_nodes_session_has_longer_to_end_than_what_was_stopped(
+    tmp_path: Path, lost: bool, seconds: float
+) -> None:
+    async def story(world: World) -> None:
+        order = world.assign("1-0")
+        await world.in_state("1-0", "serving")
+        (worker,) = world.workers
+        told: list[signal.Signals] = []
+        worker.signal = told.append  # type: ignore[method-assign] # it drains
+        if lost:
+            world.agents.suspend()
+        world.store.delete(order.path)
+        if lost:
+            world.agents.expire()
+        await world.until(lambda: told)
+        assert world.agent._running["1-0"].instance._drain_seconds == seconds
+        Worker.signal(worker, signal.SIGTERM)
+
+    in_world(tmp_path, story)
+
+
 def test_stopping_drains_every_instance_and_leaves_no_record(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         world.assign("1-0")

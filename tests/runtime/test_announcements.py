@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from stoker.placement.memory_store import MemoryStore
+from stoker.runtime import announcements as announcements_module
 from stoker.runtime.announcements import Announcements
 
 PATH = "/nodes/n1"
@@ -85,3 +86,23 @@ def test_while_the_store_cannot_be_reached_writes_wait(
 
     assert asyncio.run(run()) == (False, b"x")
     assert "announcement_delayed" in capsys.readouterr().out
+
+
+def test_a_store_that_is_back_is_written_to_before_the_pause_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(announcements_module, "RETRY_SECONDS_MINIMUM", 60.0)
+
+    async def run() -> bool:
+        store = MemoryStore()
+        announcements, task = await announcing(store)
+        store.suspend()
+        announcements.put(PATH, b"x")
+        assert not await announcements.settled(PATH, 0.05)
+        store.resume()
+        announcements.hurry()
+        settled = await announcements.settled(PATH, 5)
+        task.cancel()
+        return settled
+
+    assert asyncio.run(run())
