@@ -11,7 +11,10 @@ from stoker.gateway.cli.verbs import VERBS
 # Verbs whose modules are heavy or rarely needed are imported when they are named.
 _LAZY = {
     "doctor": ("stoker.deploy.doctor", "doctor"),
+    "gateway": ("stoker.deploy.processes", "gateway"),
     "model": ("stoker.runtime.cli", "model"),
+    "node": ("stoker.deploy.processes", "node"),
+    "placement": ("stoker.deploy.processes", "placement"),
     "plan": ("stoker.deploy.simulate", "plan_command"),
     "simulate": ("stoker.deploy.simulate", "simulate_command"),
     "up": ("stoker.deploy.up", "up"),
