@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 BENCH_INSTALLED := $(VENV)/.bench-installed
 
-.PHONY: test lint unit chaos-checkpoint chaos-cycles demo bench-loader bench-coldstart bench-keepalive bench-placement native-sanitize native-fuzz format clean
+.PHONY: test lint unit chaos-checkpoint chaos-cycles chaos-cluster demo bench-loader bench-coldstart bench-keepalive bench-placement native-sanitize native-fuzz format clean
 
 test: lint unit
 
@@ -39,11 +39,16 @@ unit: $(INSTALLED)
 
 # Every round of the faults of which `make test` runs a few: kills, damage, a full disk.
 chaos-checkpoint: $(INSTALLED)
-	$(BIN)/pytest tests/chaos --ignore tests/chaos/test_cycles.py --full -rP
+	$(BIN)/pytest tests/chaos --ignore tests/chaos/test_cycles.py \
+		--ignore tests/chaos/test_cluster.py --full -rP
 
 # 1,000 starts and stops of real workers; about 7 minutes.
 chaos-cycles: $(INSTALLED)
 	$(BIN)/pytest tests/chaos/test_cycles.py --full -rP
+
+# Kills, stops, cuts and lies about time on a cluster with a real ensemble; about 30 minutes.
+chaos-cluster: $(INSTALLED)
+	$(BIN)/pytest tests/chaos/test_cluster.py --full -rP
 
 demo: $(INSTALLED)
 	$(BIN)/python benchmarks/demo/run.py

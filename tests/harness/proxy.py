@@ -10,10 +10,10 @@ import threading
 class Proxy:
     """Forwards connections to `host:port` until `cut`, and again after `restore`."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, near: str = "127.0.0.1") -> None:
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((near, 0))
         self._lock = threading.Lock()
         self._open = True
         self._ends: list[socket.socket] = []
@@ -21,7 +21,7 @@ class Proxy:
 
     @property
     def hosts(self) -> str:
-        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+        return "{}:{}".format(*self._listener.getsockname())
 
     def cut(self) -> None:
         with self._lock:
@@ -47,13 +47,19 @@ class Proxy:
             while True:
                 near, _ = self._listener.accept()
                 with self._lock:
-                    if not self._open:
+                    far = self._reach() if self._open else None
+                    if far is None:
                         near.close()
                         continue
-                    far = socket.create_connection(self._target)
                     self._ends += [near, far]
                 for source, sink in ((near, far), (far, near)):
                     threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
+
+    def _reach(self) -> socket.socket | None:
+        try:
+            return socket.create_connection(self._target)
+        except OSError:
+            return None
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
