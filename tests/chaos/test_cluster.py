@@ -168,7 +168,7 @@ def test_a_node_whose_session_expired_is_back_at_once_and_drops_no_stream(
     cluster: HandCluster, rounds: Rounds, how: str
 ) -> None:
     back: list[float] = []
-    lines = rounds(130, 500)  # ten a second: with all, longer than a drain lasts
+    lines = rounds(100, 500)  # ten a second: with all, longer than a drain lasts
     for seed in range(rounds(1, 5)):
         settle(cluster)
         node = cluster.nodes[node_of(cluster, "stream")]
@@ -178,7 +178,7 @@ def test_a_node_whose_session_expired_is_back_at_once_and_drops_no_stream(
             streams = [Stream(url, lines) for url in urls(cluster, "stream") * 2]
             wait_until(lambda: all(s.lines for s in streams), "the streams began")  # noqa: B023
             node.cut() if how == "cut off" else node.suspend()
-            wait_until(lambda: store.get(path) is None, "the node is gone", SESSION_SECONDS + 3)  # noqa: B023
+            wait_until(lambda: not store.get(path), "it is gone", SESSION_SECONDS + 3)  # noqa: B023
             time.sleep(random.Random(seed).uniform(0.0, 1.0))
             restored_at = time.monotonic()
             node.restore() if how == "cut off" else node.resume()
@@ -299,7 +299,7 @@ def test_a_clock_that_is_moved_by_an_hour_ends_nothing(
         assert [o for at, o in after.revoked if at > began_at] == []
         assert after.registered == before.registered
 
-        for seconds in (3600.0, -3600.0):
+        for seconds in (3600.0, -3600.0)[: rounds(1, 2)]:
             take_over_by_clock(cluster, seconds)
     assert load.failed == []
     say(f"clocks moved by an hour: {len(load.calls)} warm calls, all answered, nothing ended")
