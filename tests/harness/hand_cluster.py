@@ -12,7 +12,7 @@ import signal
 import struct
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -201,10 +201,14 @@ class HandCluster:
         listed = self.system("GET", "/system/instances", gateway=gateway).json()
         return [i for i in listed if i["function"] == f"{function}.openfaas-fn"]
 
-    def scale_to_zero(self, function: str) -> None:
+    def scale_to_zero(self, function: str, known_to: Sequence[int] = (0, 1)) -> None:
+        """Return when these gateways know of it."""
         body = {"serviceName": function, "replicas": 0}
         assert self.system("POST", f"/system/scale-function/{function}", body).status == 202
-        wait_until(lambda: not self.instances(function), f"{function} has no instance")
+        wait_until(
+            lambda: not any(self.instances(function, gateway) for gateway in known_to),
+            f"{function} has no instance",
+        )
 
     def leader(self) -> LeaderRecord | None:
         assert self.store is not None
