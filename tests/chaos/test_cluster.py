@@ -217,12 +217,14 @@ def test_with_all_of_zookeeper_down_warm_calls_go_on_and_cold_ones_are_refused_a
             )
             normal = time.monotonic() - returned_at
         assert load.failed == []
+        at_once = sum(seconds <= 0.1 for seconds in refused) / len(refused)
         # A neighbour on the machine may take the processor away for once.
-        assert sorted(refused)[int(0.95 * len(refused))] <= 0.1
+        assert at_once >= 0.95
         assert normal <= 10.0
         say(
             f"ZooKeeper down: {len(load.calls)} warm calls, all answered; {len(refused)} cold ones "
-            f"refused within {max(refused) * 1000:.0f} ms; normal {normal:.1f} s after its return"
+            f"refused, {at_once:.1%} within 100 ms and all within {max(refused) * 1000:.0f} ms; "
+            f"normal {normal:.1f} s after its return"
         )
 
 

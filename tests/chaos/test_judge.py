@@ -69,6 +69,10 @@ def test_what_may_be_is_not_held_against_it() -> None:
         ([put(EPOCH_PATH, b"3", 1)], "epoch 3 came after epoch 1"),
         ([order(ORDER), order(replace(ORDER, instance_id="1-1"))], "share n:1"),
         (
+            [order(replace(ORDER, devices=(0, 1))), order(replace(SECOND, devices=(1,)))],
+            "share devices {1}",
+        ),
+        (
             [
                 put(FUNCTION.path, encode(replace(FUNCTION, scaling=Scaling(maximum=9))), 1),
                 *(order(replace(ORDER, instance_id=f"1-{n}", address=f"n:{n}")) for n in range(3)),

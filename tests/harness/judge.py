@@ -4,7 +4,8 @@
   that moment, and no order carries another epoch. So no write of a leader that was overtaken ever
   succeeded.
 - Epochs grow by one, and each belongs to one leader.
-- No address of a node is in two live assignments, and no node has more of them than it takes.
+- No address and no device of a node is in two live assignments, and no node has more of them than
+  it takes.
 - A function has at most its maximum of live assignments of one generation.
 """
 
@@ -117,6 +118,9 @@ class _Replay:
         for other in others:
             if (other.node_id, other.address) == (order.node_id, order.address):
                 self._say(f"{order.instance_id} and {other.instance_id} share {order.address}")
+            shared = set(other.devices) & set(order.devices)
+            if other.node_id == order.node_id and shared:
+                self._say(f"{order.instance_id} and {other.instance_id} share devices {shared}")
         on_node = Counter(o.node_id for o in self.live.values())[order.node_id]
         node = self.values.get(f"/nodes/{order.node_id}")
         if node and on_node > decode(NodeRecord, node).instances_maximum:
