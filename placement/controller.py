@@ -175,8 +175,8 @@ class Controller:
 
     def why(self, name: str) -> WhyAnswer:
         """What was decided for a call or an instance; NotFound, or Unavailable on a non-leader."""
+        self._leading_term()
         with self._lock:
-            self._leading_term()
             answer = self._picture.decisions.find(name)
         if answer is None:
             raise NotFound(
@@ -339,7 +339,7 @@ class Controller:
             self._log.warning("leading_ended_by_fence", epoch=term.epoch)
             self._term = None
             raise self._not_leading() from error
-        except CoordinationLost as error:
+        except StokerError as error:
             # Writes may or may not have happened: decide no more before the store was read anew.
             self._log.warning("leading_paused", epoch=term.epoch, cause=error.cause)
             term.paused = True

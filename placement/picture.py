@@ -42,23 +42,25 @@ class Picture:
         self._versions: Mapping[str, int] = {}
 
     def draw_anew(self, now: float) -> Snapshot:
-        """Forget the columns and read the whole view again."""
-        snapshot, _ = self._view.changes()
-        self.fleet = Fleet(snapshot.records(), now)
-        for address in self._resting:
-            self.fleet.hold_address(address)
+        """Follow the whole view: what was decided and not carried out is in the columns alone."""
+        self.follow(now)
+        snapshot = self._view.snapshot()
+        for instance_id, order in tuple(self.fleet.assignments.items()):
+            if snapshot.assignments.get(instance_id) != order:
+                self.fleet.drop(order, now)
+        for order in snapshot.assignments.values():
+            self.fleet.put(order, now)
         self._follow_functions(snapshot, now)
         self._learn(snapshot, snapshot.assignments, now)
         return snapshot
 
     def begin(self, snapshot: Snapshot, versions: Mapping[str, int], now: float) -> None:
-        """Begin to lead: what exists counts as needed just now, and no address rests.
+        """Begin to lead: what exists counts as needed just now.
 
         `versions` are those of the functions whose scale requests were carried out.
         """
         existing = {key: len(snapshot.assignments_of(key)) for key in snapshot.functions}
         self.ledger.begin(existing, versions, snapshot.failures, now)
-        self._resting.clear()
 
     def requests(self, keys: Iterable[str]) -> dict[str, int | None]:
         """By which version of its record each function asks for replicas; None where it does not,

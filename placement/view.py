@@ -289,8 +289,10 @@ class View:
         elif table == "/assignments":
             self._assignments_of.replace(before, after)
         if self._pending is not None and isinstance(after or before, Record):
-            first, _ = self._pending.get(change.path, (before, None))
-            self._pending[change.path] = first, after
+            first, _ = self._pending.pop(change.path, (before, None))
+            # What came and went is told to nobody, and does not pile up while nobody reads.
+            if first is not None or after is not None:
+                self._pending[change.path] = first, after
 
     def _tell(self, changed: bool) -> None:
         if changed:

@@ -284,6 +284,14 @@ def test_changes_are_told_once_with_what_was_before(store: MemoryStore) -> None:
     assert snapshot.nodes == {"n": larger}
 
 
+def test_what_came_and_went_while_nobody_read_is_not_kept(store: MemoryStore) -> None:
+    view = View(store)
+    view.changes()
+    store.put(ASSIGNMENT.path, encode(ASSIGNMENT))
+    store.delete(ASSIGNMENT.path)
+    assert view.changes()[1] == []
+
+
 def test_a_snapshot_that_was_given_out_never_changes(store: MemoryStore) -> None:
     store.put(INSTANCE.path, encode(INSTANCE))
     view = View(store)
