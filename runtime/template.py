@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
@@ -28,11 +29,13 @@ from stoker.runtime.engine import kv_cache, weights
 from stoker.runtime.engine.arrival import Arrival
 from stoker.runtime.engine.embedder import Embedder, read_pooling
 from stoker.runtime.engine.embedding_queue import EmbeddingQueue
+from stoker.runtime.engine.kv_cache import PAGE_TOKENS
 from stoker.runtime.engine.skeleton import attach, build_skeleton
 from stoker.runtime.engine.tokenizer import TextCodec, load_codec, read_json
 from stoker.runtime.engine.transformers_engine import TransformersEngine
 from stoker.runtime.handlers.http import Handler
 from stoker.runtime.handlers.model import EmbeddingHandler, GenerationHandler
+from stoker.runtime.worker_server import rehearse
 from stoker.runtime.worker_start import CheckpointStart
 
 
@@ -145,28 +148,39 @@ class ModelTemplate:
             adapter.template.start(self._skeleton.model, adapter)
         if arrival is not None:
             arrival.guard(self._skeleton.model)
-        if isinstance(runner, Embedder):
-            return EmbeddingHandler(EmbeddingQueue(runner), self._codec), arrival
-        runner.start(on_lost, None if arrival is None else arrival.ended)
-        return GenerationHandler(runner, self._codec, self._key.task), arrival
+        if isinstance(runner, TransformersEngine):
+            runner.start(on_lost, None if arrival is None else arrival.ended)
+        return self._handler(runner), arrival
 
     def rehearse(self, adapter: AdapterTemplate | None = None) -> None:
-        """Runs the model once over weights that read as zeros, with this process's threads.
+        """Sends one request through server, handler and model, over weights that read as zeros.
 
-        With the adapter beside it, with which it is to be started. The process may not fork
-        afterwards.
+        In this process's threads; with the adapter beside it, with which it is to be started. The
+        process may not fork afterwards.
         """
-        if adapter is not None and self._runner is not None:
+        runner = self._runner
+        if runner is None:
+            return
+        if adapter is not None:
             adapter.attach_ahead(self._skeleton.model)
-        if isinstance(self._runner, Embedder):
-            self._runner.embed([[0, 0, 0]])
-        elif self._runner is not None:
-            self._runner.rehearse()
+        if isinstance(runner, TransformersEngine):
+            runner.start()
+            # The engine keeps whole pages for prompts that begin alike; over zeros, none may be.
+            prompt = [0] * (min(PAGE_TOKENS, runner.context_tokens) // 2)
+            path, body = "/v1/completions", {"prompt": prompt, "max_tokens": 3, "stream": True}
+        else:
+            path, body = "/v1/embeddings", {"input": [[0, 0, 0]]}
+        rehearse(self._handler(runner), path, orjson.dumps(body))
 
     def close(self) -> None:
         """Ends the engine's thread, without which a process does not end by itself."""
         if isinstance(self._runner, TransformersEngine):
             self._runner.close()
+
+    def _handler(self, runner: Embedder | TransformersEngine) -> Handler:
+        if isinstance(runner, Embedder):
+            return EmbeddingHandler(EmbeddingQueue(runner), self._codec)
+        return GenerationHandler(runner, self._codec, self._key.task)
 
     def _memory(self) -> torch.Tensor:
         if len(self._mapping) == 0:

@@ -17,13 +17,12 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import uvicorn
 import uvloop
 
 from stoker.placement.errors import InstanceLost, StartFailed, StokerError
@@ -34,12 +33,10 @@ from stoker.runtime.handlers.http import Handler, Request, Response
 from stoker.runtime.template import ModelTemplate
 from stoker.runtime.worker_function import Prepared, build
 from stoker.runtime.worker_http import Ready, WorkerApp
+from stoker.runtime.worker_server import Server, server_config
 from stoker.runtime.worker_start import WorkerStart, WorkerStatus, encode_event
 
 STOP_SECONDS_MAXIMUM = 5.0
-KEEP_ALIVE_SECONDS = 300
-"""Longer than a gateway keeps an idle connection, so that it never reuses one being closed."""
-
 PORT_VARIABLES = ("PORT", "LISTEN_ADDRESS")
 _KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "LD_LIBRARY_PATH", "OMP_WAIT_POLICY")
 
@@ -93,14 +90,6 @@ def serve(
         sys.stderr.flush()
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, which end the process by the signal after draining."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class _Worker:
     def __init__(
         self, start: WorkerStart, status: int, started_at: float, joining: Joining
@@ -125,7 +114,7 @@ class _Worker:
             self._start.function.scaling.concurrency,
             self._start.started_at,
         )
-        self._server = _Server(server_config(app))
+        self._server = Server(server_config(app))
         loop.add_signal_handler(signal.SIGTERM, self._stop, 0)
         starting = asyncio.ensure_future(self._make_ready(ready, pool, prepared))
         with socket.socket(fileno=listen) as listening:
@@ -230,23 +219,6 @@ def tell(pipe: int, status: WorkerStatus) -> None:
 def tell_failure(pipe: int, error: StokerError) -> None:
     sys.stderr.write(f"{error}\n")
     tell(pipe, WorkerStatus("failed", error=error.to_wire()))
-
-
-def server_config(app: Callable[..., Awaitable[None]]) -> uvicorn.Config:
-    """How a worker serves; loading it imports what serving needs."""
-    return uvicorn.Config(
-        app,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-    )
 
 
 def become(start: WorkerStart, log: int) -> Joining:

@@ -23,7 +23,7 @@ sys.path += [str(ROOT / "benchmarks" / name) for name in ("loader", "demo")]
 from conditions import drop, prime  # noqa: E402 (beside this benchmark)
 from node import SETTLE_SECONDS, Node, wait_for  # noqa: E402
 
-PRIME_BYTES = 2 << 30
+PRIME_BYTES = 512 << 20
 # A node on which nothing has started for 2 s parks a process for what served last.
 PARK_SECONDS = 5.0
 STATE_SECONDS_MAXIMUM = 60.0

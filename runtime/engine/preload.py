@@ -28,7 +28,7 @@ def _rehearse(failures: list[BaseException]) -> None:
         from stoker.runtime.engine import skeleton, tokenizer
 
         skeleton.common_architectures()
-        _configure_server()
+        _serve_once()
         _generate_once()
         _embed_once()
         tokenizer.rehearse()
@@ -36,14 +36,19 @@ def _rehearse(failures: list[BaseException]) -> None:
         failures.append(error)
 
 
-def _configure_server() -> None:
-    from stoker.runtime.worker import server_config
+def _serve_once() -> None:
+    from collections.abc import AsyncGenerator
 
-    class App:
-        async def __call__(self, _scope: object, _receive: object, _send: object) -> None:
-            """Never called: loading it imports what serving needs."""
+    from stoker.runtime.handlers.http import Request, Response
+    from stoker.runtime.worker_server import rehearse
 
-    server_config(App()).load()
+    async def pieces() -> AsyncGenerator[bytes]:
+        yield b"data: {}"
+
+    async def handle(_request: Request) -> Response:
+        return Response(200, (("content-type", "text/event-stream"),), pieces())
+
+    rehearse(handle, "/", b"{}")
 
 
 def _generate_once() -> None:

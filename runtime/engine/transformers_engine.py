@@ -39,8 +39,6 @@ BATCH_TOKENS_MAXIMUM = 512
 """Prompt tokens in one forward pass; a longer prompt is split, and others decode in between."""
 FIRST_BATCH_TOKENS_MAXIMUM = 2048
 """The same while the weights arrive: a pass takes as long as they do, however much it computes."""
-REHEARSED_PROMPT = [0] * (PAGE_TOKENS // 2)
-"""Shorter than a page: whole pages are kept for prompts that begin alike."""
 
 
 class TransformersEngine:
@@ -94,7 +92,7 @@ class TransformersEngine:
     def start(
         self, on_lost: Callable[[], None] = lambda: None, arrived: Future[float] | None = None
     ) -> None:
-        """Starts the thread, unless `rehearse` has. Call it before any request.
+        """Starts the thread, unless it runs. Call it before any request.
 
         `on_lost` is called on the event loop if the thread dies: it then serves no more.
         `arrived` is done when the weights are there, if they are not yet.
@@ -106,16 +104,6 @@ class TransformersEngine:
             arrived.add_done_callback(self._limit_batches)
         if not self._manager.is_running():
             self._manager.start()
-
-    def rehearse(self) -> None:
-        """Generates a few tokens of whatever the weights are now, in this process's threads."""
-        self.start()
-
-        async def generate() -> None:
-            async for _ in self.submit(REHEARSED_PROMPT, SamplingParams(max_tokens=3)):
-                pass
-
-        asyncio.run(generate())
 
     def _limit_batches(self, *_: object) -> None:
         self._manager.batch_processor.max_batch_tokens = BATCH_TOKENS_MAXIMUM

@@ -119,12 +119,20 @@ def damage_pool(stack: Stack) -> None:
     """Flip a bit of a chunk, in the memory file that the supervisor keeps for the agents."""
     assert stack.process is not None
     descriptors = Path(f"/proc/{stack.process.pid}/fd").iterdir()
-    (memory,) = (d for d in descriptors if "memfd:stoker-pool" in str(d.readlink()))
+    (memory,) = (d for d in descriptors if "memfd:stoker-pool" in _target(d))
     with memory.open("r+b", buffering=0) as file:
         file.seek(chunks_of_the_largest(stack)[3] * CHUNK_BYTES + 12345)
         (octet,) = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([octet ^ 1]))
+
+
+def _target(descriptor: Path) -> str:
+    """What it refers to; nothing if it has been closed since it was listed."""
+    try:
+        return str(descriptor.readlink())
+    except FileNotFoundError:
+        return ""
 
 
 def test_stopping_leaves_no_process_and_a_second_up_finds_functions_and_a_warm_ssd(
