@@ -46,6 +46,8 @@ TRIES_MAXIMUM = 3
 TOKEN_BYTES = 4
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 CLIENT_GONE_CODE = 499
+_PREFILL = re.compile(r"\bprefill;dur=([0-9]{1,9}(?:\.[0-9]{1,9})?)(?![\w.])")
+PREFILL_SECONDS_MAXIMUM = 3600.0
 _NOT_REACHED = "fetch;dur=0, load;dur=0, init;dur=0, prefill;dur=0"
 _PATH = re.compile(r"/function/([-a-zA-Z_0-9.]+)(/.*)?", re.DOTALL)
 
@@ -247,6 +249,7 @@ class Invoker:
             headers.append((b"content-type", b"application/json"))
             headers.append((b"content-length", str(len(changed)).encode()))
         stages = response.header("Server-Timing")
+        slot.prefill_seconds = prefill_seconds(stages)
         await reply.start(
             response.status, [*headers, *call.headers(slot.target.instance_id, stages)]
         )
@@ -263,6 +266,12 @@ class Invoker:
             if events is not None:
                 await reply.finish(error_event(call.surface.stream_error(error)))
             # Otherwise the reply stays unfinished, and the client sees a broken body.
+
+
+def prefill_seconds(stages: str) -> float:
+    """Of an instance's Server-Timing; 0 if it has no prefill, or nonsense."""
+    found = _PREFILL.search(stages)
+    return min(float(found[1]) / 1000, PREFILL_SECONDS_MAXIMUM) if found else 0.0
 
 
 def _repeatable(error: InstanceLost, slot: Slot, function: FunctionRecord) -> bool:

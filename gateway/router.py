@@ -40,6 +40,8 @@ LOST_SECONDS = 0.5
 CALL_IDS_MAXIMUM = 64
 # How long an answer of placement counts before the view shows it.
 ASSIGNED_SECONDS = 5.0
+# What the newest request says of the next ones.
+NEWEST_SHARE = 0.1
 
 _log = structlog.get_logger()
 
@@ -67,12 +69,16 @@ class Target:
 
 @dataclass(slots=True)
 class Slot:
-    """The right to have one request in flight at `target`; to be released once."""
+    """The right to have one request in flight at `target`; to be released once.
+
+    `prefill_seconds` is what the instance said of the request's prefill, 0 if nothing.
+    """
 
     function: str
     target: Target
     queue_seconds: float = 0.0
     place_seconds: float = 0.0
+    prefill_seconds: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -101,6 +107,7 @@ class _State:
     ask_not_before: float = 0.0
     known: frozenset[Target] = frozenset()
     request_seconds: float = 1.0
+    prefill_seconds: float = 0.0
     measured: bool = False
 
     def placing_seconds(self, now: float) -> float:
@@ -178,8 +185,8 @@ class Router:
         return await self._wait(function.key, state, call_id, again, tokens)
 
     def release(self, slot: Slot, request_seconds: float | None = None) -> None:
-        """Give the slot back; `request_seconds` teaches how long requests take, unless the
-        instance still started when it was dispatched.
+        """Give the slot back; `request_seconds` teaches how long requests take, and the slot's
+        prefill how long a first token, unless the instance still started when it was dispatched.
         """
         state = self._states[slot.function]
         left = state.in_flight[slot.target.instance_id] - 1
@@ -189,9 +196,12 @@ class Router:
             del state.in_flight[slot.target.instance_id]
         state.ended_at = self._clock()
         if request_seconds is not None and slot.target.serving:
-            share = 0.1 if state.measured else 1.0
+            share = NEWEST_SHARE if state.measured else 1.0
             state.request_seconds += share * (request_seconds - state.request_seconds)
             state.measured = True
+            if slot.prefill_seconds:
+                share = NEWEST_SHARE if state.prefill_seconds else 1.0
+                state.prefill_seconds += share * (slot.prefill_seconds - state.prefill_seconds)
         self._dispatch(slot.function, state)
 
     def drop(self, slot: Slot, seconds: float = DROPPED_SECONDS) -> None:
@@ -242,6 +252,7 @@ class Router:
             state.requests,
             sum(waiter.tokens for waiter in state.queue),
             state.request_seconds if state.measured else 0.0,
+            state.prefill_seconds,
         )
 
     def _targets(self, key: str, state: _State) -> dict[str, Target]:

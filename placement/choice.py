@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from stoker.placement.estimate import Stages
+from stoker.placement.estimate import PREFILL_SECONDS, Stages
 from stoker.placement.fleet import Fleet, Placed
 from stoker.placement.fleet_rows import Bools, Floats, Ints
 from stoker.placement.forecast import forecast
@@ -48,7 +48,8 @@ class Ask:
     `waited` says that somebody waits for it: only then does it take another's place. `avoid` are
     nodes that come last. `existing` is an instance that is there, and in how many seconds it would
     take the request. `number` makes each draw of a random policy another. Since `since` somebody
-    waits, which counts against the function's promise.
+    waits, which counts against the function's promise. From an instance that serves to the first
+    token it takes `prefill_seconds`.
     """
 
     function: FunctionRecord
@@ -57,6 +58,7 @@ class Ask:
     existing: tuple[str, float] | None = None
     number: int = 0
     since: float | None = None
+    prefill_seconds: float = PREFILL_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ class _Choice:
             overlapped=placing.overlapped,
             peers=placing.careful and abilities.peers,
         )
-        self._forecast = predict(ask.function)
+        self._forecast = predict(ask.function, prefill_seconds=ask.prefill_seconds)
         self._survey = survey(fleet, ask.function)
         self._ways = Ways(fleet, ask.function, now, placing, abilities, giving, predict)
 

@@ -165,6 +165,7 @@ class DemandLedger:
             in_flight=sum(demand.in_flight for demand in fresh),
             queued=sum(demand.queued for demand in fresh),
             request_seconds=max((demand.request_seconds for demand in fresh), default=0.0),
+            prefill_seconds=max((demand.prefill_seconds for demand in fresh), default=0.0),
             last_needed=tuple(memory.last_needed),
             requested_at=memory.requested_at,
             called_since=memory.called_version >= (memory.version or 0),

@@ -91,10 +91,12 @@ def forecast(
     *,
     overlapped: bool = True,
     peers: bool = True,
+    prefill_seconds: float = PREFILL_SECONDS,
 ) -> Forecast:
     """Predict a start of `function` on every row; rows without a node mean nothing.
 
     `peers` says whether nodes may send weights to each other; `overlapped`, which estimate counts.
+    `prefill_seconds` is from the last byte to the first token.
     """
     rows, size = fleet.rows, fleet.rows.size
     zeros = np.zeros(size)
@@ -141,7 +143,7 @@ def forecast(
         ssd=ssd_seconds,
         net=net_seconds,
         device=device_wait + to_device,
-        prefill=PREFILL_SECONDS,
+        prefill=prefill_seconds,
         peer=peer,
         queued=np.maximum(queued, device_wait),
         bottleneck=ref.weight_bytes / slowest,

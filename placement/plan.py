@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from stoker.placement.choice import Ask, Candidate, Decision, choose
+from stoker.placement.estimate import PREFILL_SECONDS
 from stoker.placement.fleet import Fleet, Placed
 from stoker.placement.forecast import forecast
 from stoker.placement.keepalive import greedy_dual, waiting_cost
@@ -245,6 +246,7 @@ class _Draft:
             avoid=demand.avoid,
             existing=self._existing(function, demand),
             number=self._number,
+            prefill_seconds=demand.prefill_seconds or PREFILL_SECONDS,
         )
         made = choose(
             self._fleet,

@@ -278,7 +278,8 @@ class LeaderRecord:
 @dataclass(frozen=True, slots=True)
 class FunctionDemand:
     """One gateway's view of one function. `idle_seconds` is since its last request ended,
-    `request_seconds` how long its requests take in an instance (0: not known).
+    `request_seconds` how long its requests take in an instance, `prefill_seconds` how long until
+    the first token of one that nothing else keeps waiting (0: not known).
 
     `called_version` is the store's version of the function's record that the gateway knew when it
     was last called, -1 if it never was: no clock tells what came first, a call or a scale request.
@@ -293,6 +294,7 @@ class FunctionDemand:
     requests: int = 0
     queued_tokens: int = 0
     request_seconds: float = 0.0
+    prefill_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,8 @@ class Demand:
     `called_since` whether somebody called who knew of it.
     Nothing starts before `not_before`; nodes in `avoid` failed it last and come last. `retention`
     is what its idle times speak for; the last `calls`, since `calls_since`, how often it is called.
-    One request takes an instance `request_seconds`, 0 as long as that is not known.
+    One request takes an instance `request_seconds`, `prefill_seconds` of it until its first token;
+    0 as long as that is not known.
     `queued_tokens` are the prompts' of what waits, 0 if unknown; `autoscaled` is what averages say.
     """
 
@@ -54,6 +55,7 @@ class Demand:
     calls: int = 0
     calls_since: float = -math.inf
     request_seconds: float = 0.0
+    prefill_seconds: float = 0.0
     start_seconds: float = PROCESS_SECONDS
     queued_tokens: int = 0
     autoscaled: Autoscaled | None = None

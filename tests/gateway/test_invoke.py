@@ -11,10 +11,12 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from aiohttp import web as server
 
 from harness import web
 from harness.gateway import Bench, stream
+from stoker.gateway.invoke import prefill_seconds
 from stoker.placement.errors import NoCapacity
 from stoker.placement.instance_token import instance_token
 from stoker.placement.records import PlaceAnswer, PlaceRequest, Scaling
@@ -314,3 +316,20 @@ def test_a_function_that_is_removed_fails_who_waits(bench: Bench) -> None:
         time.sleep(0.3)
         bench.store.delete(function.path)
         assert waiting.result(5).status == 404
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    [
+        ("fetch;dur=0.0, load;dur=0.0, init;dur=0.0, prefill;dur=77.5", 0.0775),
+        ("prefill;dur=12", 0.012),
+        ("prefill;dur=999999999", 3600.0),
+        ("init;dur=5.0", 0.0),
+        ("prefill;dur=-5", 0.0),
+        ("prefill;dur=1e9", 0.0),
+        ("prefill;dur=1.2.3", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_an_instances_prefill_is_read_and_nonsense_is_not(stages: str, expected: float) -> None:
+    assert prefill_seconds(stages) == expected

@@ -124,6 +124,25 @@ def test_who_came_first_is_served_first() -> None:
     assert asyncio.run(run()) == [0, 1, 2, 3, 4]
 
 
+def test_first_tokens_of_instances_that_serve_teach_how_long_a_prefill_takes() -> None:
+    async def run() -> None:
+        world = World(snapshot(instance("a", "starting"), assigned=("a",)))
+
+        async def call(prefill_seconds: float) -> float:
+            slot = await world.router.acquire(FUNCTION)
+            slot.prefill_seconds = prefill_seconds
+            world.router.release(slot, 1.0)
+            return world.router.demand()[FUNCTION.key].prefill_seconds
+
+        assert await call(9.0) == 0.0  # the first pass of an instance that starts is no measure
+        world.present = snapshot(instance("a", "serving"), assigned=("a",))
+        assert await call(0.5) == 0.5
+        assert await call(1.5) == pytest.approx(0.6)
+        assert await call(0.0) == pytest.approx(0.6)  # nothing was said of it
+
+    asyncio.run(run())
+
+
 def test_placement_is_asked_again_only_after_a_while_or_a_change() -> None:
     async def run() -> None:
         world = World(snapshot())

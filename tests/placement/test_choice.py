@@ -305,6 +305,14 @@ class TestPromises:
         assert chosen is not None
         assert chosen.deadline == NOW + 7.0 - PREFILL_SECONDS
 
+    def test_a_long_prefill_leaves_less_time_for_the_load(self) -> None:
+        f = function("f", MODEL, slo_ttft_seconds=9.0)
+        fleet = Fleet([node(**DRAM), f], NOW)
+        chosen = choose(fleet, Ask(f, since=NOW - 2.0, prefill_seconds=3.0), NOW).chosen
+        assert chosen is not None
+        assert chosen.deadline == NOW + 4.0
+        assert chosen.stages.prefill == 3.0
+
 
 class TestZones:
     f = function("f", MODEL)

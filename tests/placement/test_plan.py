@@ -23,6 +23,7 @@ from harness.plans import (
     snapshot,
     stopped,
 )
+from stoker.placement.estimate import PREFILL_SECONDS
 from stoker.placement.fleet import Fleet
 from stoker.placement.forecast import forecast
 from stoker.placement.plan import ANNOUNCE_SECONDS, Plan
@@ -86,6 +87,15 @@ def test_while_the_queue_of_a_busy_instance_is_shorter_than_a_start_nothing_star
         assert len(decide(seen, {"f.ns": demand}).starts) == expected
     starting = snapshot([f], [node()], [(assignment("1-0", f), "starting")])
     assert decide(starting, {"f.ns": Demand(0, 2, (NOW,), request_seconds=0.1)}).starts
+
+
+def test_a_start_is_predicted_with_the_prefill_that_the_gateways_saw() -> None:
+    seen = snapshot([function(checkpoint=MODEL)], [node()])
+    for said, expected in ((0.0, PREFILL_SECONDS), (2.5, 2.5)):
+        demand = dataclasses.replace(QUEUED, prefill_seconds=said)
+        ((decision, _),) = decide(seen, {"f.ns": demand}).decisions
+        assert decision.chosen is not None
+        assert decision.chosen.stages.prefill == expected
 
 
 def test_equal_nodes_are_filled_evenly() -> None:
