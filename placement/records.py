@@ -9,6 +9,7 @@ Where a record lies in the store (`{}` is filled by the record's own fields):
     /residents/{node_id}/{digest}          ResidentRecord   ephemeral, by the agent
     /instances/{node_id}/{instance_id}     InstanceRecord   ephemeral, by the agent
     /assignments/{node_id}/{instance_id}   Assignment       by the leader, fenced
+    /prefetches/{node_id}/order            Prefetch         by the leader, fenced
     /failures/{namespace}/{name}           FailureRecord    by the leader, fenced
     /placement/epoch                       election fence   by the leader
     /placement/leader                      LeaderRecord     ephemeral, by the leader
@@ -206,6 +207,22 @@ class Assignment:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefetch:
+    """The leader's order that a node bring checkpoints before anybody calls them, in this order.
+
+    They go where nobody needs the room, behind everything that somebody waits for.
+    """
+
+    node_id: str
+    epoch: int
+    checkpoints: tuple[CheckpointRef, ...]
+
+    @property
+    def path(self) -> str:
+        return f"/prefetches/{self.node_id}/order"
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceRecord:
     """What the agent says of an instance. `failure` is an error's wire form when failed.
 
@@ -284,7 +301,7 @@ class FunctionDemand:
     `called_version` is the store's version of the function's record that the gateway knew when it
     was last called, -1 if it never was: no clock tells what came first, a call or a scale request.
     `requests` have come in all since the gateway began; `queued_tokens` are about what those that
-    wait have for their prompts.
+    wait have for their prompts. `working` are the instances that those in flight are at.
     """
 
     in_flight: int
@@ -295,6 +312,7 @@ class FunctionDemand:
     queued_tokens: int = 0
     request_seconds: float = 0.0
     prefill_seconds: float = 0.0
+    working: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,11 @@ from stoker.placement.errors import BadRequest, Fenced, StartFailed, StokerError
 from stoker.placement.names import split_function_name
 from stoker.placement.records import (
     Assignment,
+    CheckpointRef,
     FunctionRecord,
     InstanceRecord,
     NodeRecord,
+    Prefetch,
     ResidentRecord,
     decode,
     encode,
@@ -54,10 +56,14 @@ class Residency(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tiers:
-    """What the checkpoint cache says of itself; bandwidths are (remote, SSD, peers) in bytes/s."""
+    """What the checkpoint cache says of itself; bandwidths are (remote, SSD, peers) in bytes/s.
+
+    `read_ahead` is told what to bring before anybody calls it, and returns at once.
+    """
 
     residents: Callable[[], Sequence[Residency]]
     bandwidths: Callable[[], tuple[float, float, float]]
+    read_ahead: Callable[[Sequence[CheckpointRef]], None]
 
 
 @dataclass(slots=True)
@@ -158,6 +164,7 @@ class Agent:
                 f"/residents/{node_id}",
                 f"/instances/{node_id}",
                 f"/assignments/{node_id}",
+                f"/prefetches/{node_id}",
             )
         ]
 
@@ -183,8 +190,17 @@ class Agent:
             order = _decoded(Assignment, change)
             if order is not None and order.path == change.path and self._accepting:
                 self._obey(order)
+        elif kind == "prefetches":
+            self._note_prefetch(change)
         elif change.entry is None:
             self._announcements.vanished(change.path)
+
+    def _note_prefetch(self, change: Change) -> None:
+        order = None if change.entry is None else _decoded(Prefetch, change)
+        if order is None:
+            self._tiers.read_ahead(())
+        elif order.path == change.path and order.epoch >= self._epoch and self._accepting:
+            self._tiers.read_ahead(order.checkpoints)
 
     def _note_function(self, change: Change) -> None:
         record = None if change.entry is None else _decoded(FunctionRecord, change)

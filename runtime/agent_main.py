@@ -40,6 +40,7 @@ from stoker.runtime.node import Node
 from stoker.runtime.parked import ParkedProcesses
 from stoker.runtime.peers import PeerDirectory
 from stoker.runtime.preflight import check_memory
+from stoker.runtime.read_ahead import ReadAhead
 from stoker.runtime.settings import Settings
 from stoker.runtime.spare_sockets import SpareSockets, address_of, listen
 from stoker.runtime.worker_start import ZygoteStart
@@ -107,8 +108,7 @@ async def _serve(
     pool.prefault(1)
     logs = FunctionLogs(settings.function_logs_dir)
     announcements = Announcements(store)
-    # The agent, the zygote and the cache tell each other; nothing is told before all exist.
-    agent: Agent | None = None
+    agent: Agent | None = None  # It, zygote and cache tell each other, once all exist.
     cache = CheckpointCache(
         settings.ssd_dir,
         settings.ssd_bytes,
@@ -123,12 +123,14 @@ async def _serve(
         on_change=lambda: agent.announce() if agent else None,
     )
     zygotes = _zygotes(settings, zygote)
+    peers = await asyncio.to_thread(_peers, settings, store)
+    read_ahead = _read_ahead(cache, peers)
     agent = Agent(
         _record(settings, address_of(listening), pool, levels + groups.levels),
         store,
         SpareSockets(settings.bind_host),
         announcements,
-        Tiers(cache.residents, cache.bandwidths),
+        Tiers(cache.residents, cache.bandwidths, read_ahead.follow),
         lambda: zygote.ready,
     )
     with (
@@ -136,7 +138,7 @@ async def _serve(
         ThreadPoolExecutor(settings.instances_maximum, "wait-for-load") as waiting_threads,
     ):
         node = Node(
-            open_checkpoint=await asyncio.to_thread(_opener, cache, settings.node_id, store, pool),
+            open_checkpoint=_opener(cache, peers, pool),
             open_code=CodeCache(settings.code_dir, store).open,
             zygote_for=zygotes.lease,
             parking=ParkedProcesses(zygotes.lease, groups, logs, settings.run_dir),
@@ -164,8 +166,24 @@ async def _serve(
             server.should_exit = True
             forking.cancel()
             await asyncio.wait({serving, forking})
-            await asyncio.to_thread(cache.close)
+            await asyncio.to_thread(_end_loads, cache, read_ahead)
     _log.info("agent_stopped", node_id=settings.node_id)
+
+
+def _peers(settings: Settings, store: Store) -> PeerDirectory:
+    peers = PeerDirectory(settings.node_id)
+    peers.watch(store)
+    return peers
+
+
+def _read_ahead(cache: CheckpointCache, peers: PeerDirectory) -> ReadAhead:
+    return ReadAhead(lambda ref: cache.read_ahead(ref, peers=peers.holding(ref.digest)))
+
+
+def _end_loads(cache: CheckpointCache, read_ahead: ReadAhead) -> None:
+    read_ahead.close()
+    cache.close()
+    read_ahead.join()
 
 
 def _holds() -> tuple[ControlGroups, tuple[str, ...]]:
@@ -204,11 +222,9 @@ def _zygotes(settings: Settings, own: ZygoteClient) -> Zygotes:
 
 
 def _opener(
-    cache: CheckpointCache, node_id: str, store: Store, pool: Pool
+    cache: CheckpointCache, peers: PeerDirectory, pool: Pool
 ) -> Callable[[CheckpointRef, FunctionRecord], Residency]:
     """Opens what somebody waits for now, which no prefetch may delay; other nodes are asked."""
-    peers = PeerDirectory(node_id)
-    peers.watch(store)
 
     def open_checkpoint(ref: CheckpointRef, function: FunctionRecord) -> Residency:
         def check(manifest: Manifest, files_dir: Path) -> None:

@@ -1,7 +1,8 @@
 """The DRAM tier: which checkpoints hold which chunks of the pool.
 
 A checkpoint is pinned while somebody has it open, busy while its load or write-behind runs.
-Only what is neither may be evicted, for workers map the chunks of what they have open. It gives
+Only what is neither may be evicted, for workers map the chunks of what they have open; but a load
+that comes ahead of any call is stopped for whoever needs its room. What is evicted gives
 way from its end, chunk by chunk, so that its next load finds its first layers:
 
     |<---- r* ---->|<- hidden ->|
@@ -80,6 +81,7 @@ class DramTier:
         self._on_gone = on_gone
         self._changed = threading.Condition()
         self._entries: dict[str, DramEntry] = {}
+        self._leaving: set[DramEntry] = set()  # retired, with chunks that are still in use
         self._order = GreedyDual()
 
     def pin(self, digest: str) -> DramEntry | None:
@@ -92,15 +94,35 @@ class DramTier:
             self._touch(entry)
             return entry
 
-    def add(self, ssd: SsdEntry, begin: Begin) -> DramEntry:
-        """Allocate chunks and `begin` a load into them; the entry is pinned and busy."""
+    def holds(self, digest: str) -> bool:
+        """Whether all of it is in memory, or on its way there."""
+        with self._changed:
+            entry = self._entries.get(digest)
+            return entry is not None and not entry.trimmed
+
+    def add(self, ssd: SsdEntry, begin: Begin, *, evicting: bool = True) -> DramEntry:
+        """Allocate chunks and `begin` a load into them; the entry is pinned and busy.
+
+        Without `evicting`, StorageFull where nothing is free; such an entry is the first to go
+        until it is pinned again.
+        """
+        if not evicting:
+            self._check_free(ssd)
         kept = self._take_over(ssd.manifest.digest)
         try:
-            more = self._allocate(len(ssd.manifest.chunks) - len(kept))
+            more = self._allocate(len(ssd.manifest.chunks) - len(kept), evicting=evicting)
         except BaseException:
             self._pool.release(kept)
             raise
-        return self._add(ssd, begin, kept + more, len(kept))
+        return self._add(ssd, begin, kept + more, len(kept), touched=evicting)
+
+    def _check_free(self, ssd: SsdEntry) -> None:
+        """StorageFull, before what is left of it is taken over."""
+        with self._changed:
+            entry = self._entries.get(ssd.manifest.digest)
+            count = len(ssd.manifest.chunks) - (len(entry.chunks) if entry is not None else 0)
+            if self._pool.free_count < count:
+                raise self._full(count)
 
     def adopt(self, ssd: SsdEntry, begin: Begin, chunks: list[int]) -> DramEntry:
         """As `add`, in chunks that hold the checkpoint already; ValueError if they are not free."""
@@ -119,7 +141,15 @@ class DramTier:
         self._tell([entry])
         return chunks
 
-    def _add(self, ssd: SsdEntry, begin: Begin, chunks: list[int], filled_count: int) -> DramEntry:
+    def _add(
+        self,
+        ssd: SsdEntry,
+        begin: Begin,
+        chunks: list[int],
+        filled_count: int,
+        *,
+        touched: bool = True,
+    ) -> DramEntry:
         digest = ssd.manifest.digest
         try:
             entry = DramEntry(digest, ssd, begin(chunks, filled_count), chunks)
@@ -128,7 +158,8 @@ class DramTier:
             raise
         with self._changed:
             self._entries[digest] = entry
-            self._touch(entry)
+            if touched:
+                self._touch(entry)
         return entry
 
     def check_capacity(self, count: int) -> None:
@@ -168,6 +199,15 @@ class DramTier:
             self._changed.notify_all()
         self._tell(gone)
 
+    def stop_ahead(self, digest: str) -> bool:
+        """Stop the load of what nobody has called yet; False if there is none."""
+        with self._changed:
+            entry = self._entries.get(digest)
+            if entry is None or entry.pins or not entry.busy or not entry.loading.ahead:
+                return False
+        entry.loading.abandon()
+        return True
+
     def evict(self, digest: str) -> bool:
         """Give the chunks of a checkpoint back; False while somebody has it open or it loads."""
         with self._changed:
@@ -178,18 +218,19 @@ class DramTier:
         self._tell(gone)
         return True
 
-    def _allocate(self, count: int) -> list[int]:
+    def _allocate(self, count: int, *, evicting: bool) -> list[int]:
         """`count` chunks, evicting for them, waiting briefly for write-behinds; StorageFull."""
         deadline = time.monotonic() + ALLOCATE_SECONDS_MAXIMUM
         gone: list[DramEntry] = []
         try:
             with self._changed:
                 while True:
-                    gone += self._make_room(count)
+                    if evicting:
+                        gone += self._make_room(count)
                     if self._pool.free_count >= count:
                         return self._pool.allocate(count)
                     remaining = deadline - time.monotonic()
-                    if not self._can_ever_fit(count) or remaining <= 0:
+                    if not evicting or not self._can_ever_fit(count) or remaining <= 0:
                         raise self._full(count)
                     self._changed.wait(remaining)
         finally:
@@ -203,9 +244,10 @@ class DramTier:
         gone: list[DramEntry] = []
         if not self._can_ever_fit(count):
             return gone  # evicting would help nobody
+        coming = self._stop_ahead(count)
         hidden_count = self._hidden_bytes() // CHUNK_BYTES
         for spares_prefixes in (True, False):
-            while (lack := count - self._pool.free_count) > 0:
+            while (lack := count - coming - self._pool.free_count) > 0:
                 surplus = {
                     entry.digest: self._surplus(entry, hidden_count if spares_prefixes else None)
                     for entry in self._entries.values()
@@ -216,6 +258,19 @@ class DramTier:
                     break
                 gone += self._trim(self._entries[digest], min(lack, surplus[digest]))
         return gone
+
+    def _stop_ahead(self, count: int) -> int:
+        """Stop loads for which nobody waits; how many chunks will soon be free without evicting."""
+        coming = sum(len(entry.chunks) for entry in self._leaving if not entry.pins)
+        ahead = (entry for entry in self._entries.values() if not entry.pins and entry.busy)
+        for entry in [entry for entry in ahead if entry.loading.ahead]:
+            if count - coming - self._pool.free_count <= 0:
+                break
+            _log.info("read_ahead_stopped", digest=entry.digest)
+            self._retire(entry)
+            entry.loading.abandon()
+            coming += len(entry.chunks)
+        return coming
 
     def _surplus(self, entry: DramEntry, hidden_count: int | None) -> int:
         """How many chunks it may give up: those hidden behind its process's start, or all."""
@@ -245,11 +300,13 @@ class DramTier:
 
     def _can_ever_fit(self, count: int) -> bool:
         """Whether what nobody has open would be enough room, if it were idle."""
-        loose = sum(len(entry.chunks) for entry in self._entries.values() if not entry.pins)
+        every = (*self._entries.values(), *self._leaving)
+        loose = sum(len(entry.chunks) for entry in every if not entry.pins)
         return self._pool.free_count + loose >= count
 
     def _retire(self, entry: DramEntry) -> None:
         entry.retired = True
+        self._leaving.add(entry)
         if self._entries.get(entry.digest) is entry:
             del self._entries[entry.digest]
             self._order.forget(entry.digest)
@@ -262,6 +319,7 @@ class DramTier:
         remove_note(entry.ssd.path)
         self._pool.release(entry.chunks)
         entry.chunks = []
+        self._leaving.discard(entry)
         self._changed.notify_all()
         return [entry]
 

@@ -29,6 +29,7 @@ from stoker.runtime.checkpoint.source_peer import Peers
 from stoker.runtime.checkpoint.ssd import SsdEntry, SsdTier
 
 READ_THREADS = 4
+AHEAD_CHUNKS = 8  # read from the disk before it is looked whether somebody waits by now
 FAILURE_BYTES_MAXIMUM = 2000
 WRITE_DELAY_SECONDS_MAXIMUM = 2.0  # after the load's end, while other loads are in a hurry
 ASSUMED_REMOTE_BYTES_PER_SECOND = 100e6  # for the patience with peers, until a source is measured
@@ -53,6 +54,7 @@ class Loading:
     """`load` brings everything; after `finish` nothing touches the pool chunks any more.
 
     The first `filled_count` chunks of the pool hold their bytes from before; they are verified.
+    One that comes `ahead` of any call takes nobody's room; it is an ordinary one once it is opened.
     """
 
     def __init__(
@@ -64,7 +66,10 @@ class Loading:
         deadline: float | None,
         pool_chunks: Sequence[int],
         filled_count: int,
+        *,
+        ahead: bool = False,
     ) -> None:
+        self.ahead = self._held_back = ahead
         self._context = context
         self._entry = entry
         self._source = source
@@ -89,7 +94,7 @@ class Loading:
         self._refused: set[int] = set()  # chunks of which the source has sent a wrong one
         self._fetch_began = 0.0
         self._deadline = math.inf if deadline is None else deadline
-        self._fetches = context.fetcher.begin(deadline, self._fetch)
+        self._fetches = context.fetcher.begin(deadline, self._fetch, ahead=ahead)
 
     @property
     def complete(self) -> bool:
@@ -100,8 +105,10 @@ class Loading:
         """Whether all of it lies on this machine's disk, to be read again from there."""
         return self._source.local_dir is not None or len(self._entry.cached) == len(self._chunks)
 
-    def hasten(self, deadline: float) -> None:
-        """Somebody waits for this load until `deadline` (time.monotonic)."""
+    def hasten(self, deadline: float | None) -> None:
+        """Somebody has opened it, and waits for it until `deadline` (time.monotonic), if any."""
+        self.ahead = False
+        self._deadline = min(self._deadline, math.inf if deadline is None else deadline)
         self._fetches.hasten(deadline)
 
     def cancel(self) -> None:
@@ -157,6 +164,8 @@ class Loading:
                 self._fetches.wait()
             raise
         self._fetches.wait()
+        if self._held_back:
+            return  # How long it took tells nothing of the wire.
         context = self._context
         learnt = context.peer_bandwidth if self._peers.used else context.remote_bandwidth
         learnt.record(self._fetches.bytes, self._fetches.seconds)
@@ -196,10 +205,10 @@ class Loading:
         pending = {chunk.ordinal: chunk for chunk in local}
         spoilt = []
         while pending:
-            requests = [self._request(chunk) for chunk in pending.values()]
+            chunks = list(pending.values())[: AHEAD_CHUNKS if self.ahead else None]
+            requests = [self._request(chunk) for chunk in chunks]
             try:
                 self._load.read(requests, READ_THREADS, deadline=self._deadline)
-                break
             except ChunkError as error:
                 if self._source.local_dir is not None:
                     raise self._corrupt(error, self._chunks[error.ordinal]) from error
@@ -213,6 +222,8 @@ class Loading:
                     ) from error
                 spoilt.append(self._spoilt(pending.pop(chunk.ordinal), str(error)))
             pending = {n: c for n, c in pending.items() if not self.progress.is_ready(n)}
+        if self._held_back:
+            return spoilt
         seconds = time.monotonic() - started
         self.progress.load_seconds = seconds
         read_bytes = sum(chunk.bytes for chunk in local) - sum(chunk.bytes for chunk in spoilt)
@@ -294,7 +305,7 @@ class Loading:
                 break
         if not self._writing or self._cancelled.is_set():
             return
-        if not self._context.ssd.reserve_chunk(chunk.bytes):
+        if not self._context.ssd.reserve_chunk(chunk.bytes, evicting=not self.ahead):
             self._stop_writing("no room that is not in use")
             return
         written = False

@@ -10,6 +10,7 @@
   whole, and so long does an urgent load wait for connections. On a fast wire a part is a chunk,
   for each request costs both ends a millisecond or two of CPU.
 - A load that got nothing for STARVED_SECONDS gets the next part, whatever its deadline.
+- Loads ahead of any call have half of the connections at most, so that an urgent one finds some.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Part:
 class Queue:
     """What one load has still to fetch. Times are of one monotonic clock, in seconds."""
 
-    def __init__(self, deadline: float | None, now: float) -> None:
+    def __init__(self, deadline: float | None, now: float, *, ahead: bool = False) -> None:
+        self.ahead = ahead
         self.urgency = (math.inf if deadline is None else deadline, now)
         self.served_at = now
         self.bytes = 0
@@ -50,9 +52,11 @@ class Queue:
         heapq.heappush(self._parts, (ordinal, 0, byte_count))
         self.bytes += byte_count
 
-    def hasten(self, deadline: float) -> None:
-        """Somebody else waits for it until `deadline`; an earlier deadline stays."""
-        self.urgency = min(self.urgency, (deadline, self.urgency[1]))
+    def hasten(self, deadline: float | None) -> None:
+        """Somebody else waits for it, until `deadline` if any; an earlier deadline stays."""
+        self.ahead = False
+        if deadline is not None:
+            self.urgency = min(self.urgency, (deadline, self.urgency[1]))
 
     def clear(self) -> None:
         self._parts.clear()

@@ -15,7 +15,10 @@ SLOW_WIRE_BYTES_PER_SECOND = 256e6
 
 
 class Fetcher:
-    """Runs at most `connections` fetches at a time, started when there is first need of them."""
+    """Runs at most `connections` fetches at a time, started when there is first need of them.
+
+    Of those, at most half are for loads ahead of any call, for which nobody waits.
+    """
 
     def __init__(self, connections: int = CONNECTIONS) -> None:
         self.connections = connections
@@ -27,9 +30,11 @@ class Fetcher:
         self._threads: list[threading.Thread] = []
         self._closing = False
 
-    def begin(self, deadline: float | None, fetch: Callable[[Part], None]) -> Fetches:
+    def begin(
+        self, deadline: float | None, fetch: Callable[[Part], None], *, ahead: bool = False
+    ) -> Fetches:
         """A load of parts by `fetch`, which blocks; `deadline` is in seconds of time.monotonic."""
-        fetches = Fetches(self, Queue(deadline, time.monotonic()), fetch)
+        fetches = Fetches(self, Queue(deadline, time.monotonic(), ahead=ahead), fetch)
         with self._lock:
             self._fetches.add(fetches)
             while len(self._threads) < self.connections:
@@ -75,13 +80,20 @@ class Fetcher:
                     fetches.stop(failure)
                 fetches.ended(part, now)
                 self._settled.notify_all()
+                self._queued.notify()
 
     def _take(self) -> tuple[Fetches, Part] | None:
         """The next part, waited for; None when the node closes."""
         with self._lock:
             while not self._closing:
                 now = time.monotonic()
-                by_queue = {fetches.queue: fetches for fetches in self._fetches}
+                ahead = sum(fetches.running for fetches in self._fetches if fetches.queue.ahead)
+                full = ahead >= max(1, self.connections // 2)
+                by_queue = {
+                    fetches.queue: fetches
+                    for fetches in self._fetches
+                    if not (full and fetches.queue.ahead)
+                }
                 queue = next_queue(by_queue.keys(), now)
                 if queue is not None:
                     fetches = by_queue[queue]
@@ -96,9 +108,10 @@ class Fetcher:
                 fetches.queue.add(ordinal, byte_count)
                 self._queued.notify(self.connections)
 
-    def hasten(self, fetches: Fetches, deadline: float) -> None:
+    def hasten(self, fetches: Fetches, deadline: float | None) -> None:
         with self._lock:
             fetches.queue.hasten(deadline)
+            self._queued.notify_all()
 
     def cancel(self, fetches: Fetches) -> None:
         with self._lock:
@@ -131,8 +144,8 @@ class Fetches:
         """Queue a chunk; allowed before `wait`, and in a fetch."""
         self._fetcher.add(self, ordinal, byte_count)
 
-    def hasten(self, deadline: float) -> None:
-        """What is still queued has this deadline, if it is earlier."""
+    def hasten(self, deadline: float | None) -> None:
+        """Somebody waits: what is still queued has this deadline, if it is earlier."""
         self._fetcher.hasten(self, deadline)
 
     def cancel(self) -> None:

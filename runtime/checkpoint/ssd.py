@@ -120,13 +120,20 @@ class SsdTier:
         with self._lock:
             entry.readers -= 1
 
-    def admit(self, manifest: Manifest, files: dict[str, bytes], origin: Path | None) -> SsdEntry:
+    def admit(
+        self,
+        manifest: Manifest,
+        files: dict[str, bytes],
+        origin: Path | None,
+        *,
+        evicting: bool = True,
+    ) -> SsdEntry:
         """Store the small files; the entry is held. StorageFull when they do not fit."""
         digest = manifest.digest
         payloads = small_files.payloads(encode_layout(manifest), files)
         payloads["manifest.json"] = manifests.encode(manifest)
         files_bytes = sum(map(len, payloads.values()))
-        if not self._reserve(files_bytes):
+        if not self._reserve(files_bytes, evicting=evicting):
             raise self._full(files_bytes)
         temporary = self._directory / f"{digest}.tmp"
         try:
@@ -167,9 +174,9 @@ class SsdTier:
             raise self._failed(error) from error
         _log.warning("ssd_files_mended", path=str(entry.path), names=names)
 
-    def reserve_chunk(self, byte_count: int) -> bool:
-        """Make room for a chunk; False when what is in use leaves none."""
-        return self._reserve(byte_count)
+    def reserve_chunk(self, byte_count: int, *, evicting: bool = True) -> bool:
+        """Make room for a chunk, if need be by `evicting` others; False when there is none."""
+        return self._reserve(byte_count, evicting=evicting)
 
     def chunk_written(self, entry: SsdEntry, ordinal: int, byte_count: int, ok: bool) -> None:
         """Settle a reservation: the chunk is now in place, or was not written."""
@@ -226,9 +233,10 @@ class SsdTier:
         size = self._entries[digest].manifest.weight_bytes
         self._order.touch(digest, self._reload_seconds(size), size)
 
-    def _reserve(self, byte_count: int) -> bool:
+    def _reserve(self, byte_count: int, *, evicting: bool) -> bool:
         with self._lock:
-            fits = self._make_room(byte_count)
+            fits = self._used() + byte_count <= self._capacity_bytes
+            fits = fits or (evicting and self._make_room(byte_count))
             if fits:
                 self._reserved_bytes += byte_count
             return fits

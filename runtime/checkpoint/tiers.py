@@ -20,9 +20,10 @@ from stoker.placement.errors import (
     DeadlineExceeded,
     MemoryShort,
     StokerError,
+    StorageFull,
 )
 from stoker.placement.records import CheckpointRef
-from stoker.runtime.checkpoint.bandwidth import Bandwidth
+from stoker.runtime.checkpoint.bandwidth import Bandwidths
 from stoker.runtime.checkpoint.dram import DramEntry, DramTier
 from stoker.runtime.checkpoint.fetch import READ_THREADS, LoadContext, Loading
 from stoker.runtime.checkpoint.fetcher import Fetcher
@@ -46,9 +47,8 @@ from stoker.runtime.checkpoint.ssd import SsdEntry, SsdTier
 SMALL_FILE_THREADS = 4
 OPEN_SECONDS_MAXIMUM = 300.0
 RESOLVED_MAXIMUM = 64
-ASSUMED_REMOTE_BYTES_PER_SECOND = 1e9  # until the first load has been measured
-ASSUMED_SSD_BYTES_PER_SECOND = 2e9
-START_SECONDS = 0.02  # from a template until the first layer is needed
+UNWANTED_MAXIMUM = 1024
+STOP_SECONDS_MAXIMUM = 30.0
 _log = structlog.get_logger()
 
 Check = Callable[[Manifest, Path], None]
@@ -87,17 +87,17 @@ class CheckpointCache:
     ) -> None:
         self._open_source = source_opener or functools.partial(open_source, settings=settings)
         self._on_change = on_change
-        self._remote, self._local, self._peer = Bandwidth(), Bandwidth(), Bandwidth()
-        self._ssd = SsdTier(ssd_dir, ssd_bytes, self._fetch_seconds)
-        self._dram = DramTier(pool, self._load_seconds, self._hidden_bytes, self._gone)
+        self._bandwidths = known = Bandwidths()
+        self._ssd = SsdTier(ssd_dir, ssd_bytes, known.fetch_seconds)
+        self._dram = DramTier(pool, known.load_seconds, known.hidden_bytes, self._gone)
         self._context = LoadContext(
             pool=pool,
             ssd=self._ssd,
             fetcher=Fetcher(),
             writers=ThreadPoolExecutor(1, "write-behind"),
-            remote_bandwidth=self._remote,
-            peer_bandwidth=self._peer,
-            ssd_bandwidth=self._local,
+            remote_bandwidth=known.remote,
+            peer_bandwidth=known.peer,
+            ssd_bandwidth=known.ssd,
             # Apart from the fetchers, whose loads somebody waits for.
             verifiers=ThreadPoolExecutor(READ_THREADS, "verify"),
         )
@@ -107,6 +107,8 @@ class CheckpointCache:
         self._lock = threading.Lock()
         self._openings: dict[str, Future[None]] = {}
         self._resolved: OrderedDict[str, Manifest] = OrderedDict()
+        # What was evicted by hand and not opened since; the oldest is forgotten first.
+        self._unwanted: OrderedDict[str, None] = OrderedDict()
         self._loaders: set[threading.Thread] = set()
         self._memory = memory_identity(pool)
         self._adopt()
@@ -142,6 +144,8 @@ class CheckpointCache:
         Raises what `resolve` raises, CheckpointChanged when `ref` is no longer what lies there,
         StorageFull when neither memory nor disk can be made free, and MemoryShort by `check`.
         """
+        with self._lock:
+            self._unwanted.pop(ref.digest, None)
         entry = self._pin(ref, deadline, check)
         while entry is None:
             with self._lock:
@@ -156,11 +160,37 @@ class CheckpointCache:
             )
         return Residency(entry, functools.partial(self._unpin, entry))
 
+    def read_ahead(self, ref: CheckpointRef, *, peers: Sequence[str] = ()) -> Residency | None:
+        """Begin to load what nobody has called, behind everything that somebody waits for.
+
+        It takes free memory and free disk, and gives up the memory to whoever needs it meanwhile;
+        it is not held open. None if it is here or on its way, or was evicted by hand since its
+        last opening. Raises what `open` raises; StorageFull where no memory is free.
+        """
+        with self._lock:
+            if ref.digest in self._unwanted or ref.digest in self._openings:
+                return None
+            if self._dram.holds(ref.digest):
+                return None
+            opening = self._openings[ref.digest] = Future()
+        entry = self._lead(ref, opening, None, peers, _unchecked, ahead=True)
+        coming = Residency(entry, functools.partial(self._unpin, entry))
+        coming.close()
+        return coming
+
     def evict(self, digest: str, *, disk: bool) -> None:
         """Give back what a checkpoint holds of the memory and, with `disk`, of the disk.
 
-        Conflict while an instance has it open, or its load or the writing of its copy runs.
+        It is not read ahead again, nor any further. Conflict while an instance has it open, or its
+        load or the writing of its copy runs.
         """
+        with self._lock:
+            self._unwanted[digest] = None
+            while len(self._unwanted) > UNWANTED_MAXIMUM:
+                self._unwanted.popitem(last=False)
+        if self._dram.stop_ahead(digest):
+            for thread in self._threads_of(digest):
+                thread.join(STOP_SECONDS_MAXIMUM)
         if not (self._dram.evict(digest) and (not disk or self._ssd.evict(digest))):
             raise Conflict(
                 f"Expected checkpoint {digest} to be idle, found it in use.",
@@ -184,8 +214,9 @@ class CheckpointCache:
 
     def bandwidths(self) -> tuple[float, float, float]:
         """Measured bytes per second (remote, SSD, peers); 0 for what has not been measured."""
-        found = (self._remote, self._local, self._peer)
-        remote, ssd, peer = (bandwidth.bytes_per_second for bandwidth in found)
+        known = self._bandwidths
+        rates = (known.remote, known.ssd, known.peer)
+        remote, ssd, peer = (bandwidth.bytes_per_second for bandwidth in rates)
         return remote, ssd, peer
 
     def close(self) -> None:
@@ -205,8 +236,7 @@ class CheckpointCache:
         entry = self._dram.pin(ref.digest)
         if entry is None:
             return None
-        if deadline is not None:
-            entry.loading.hasten(deadline)
+        entry.loading.hasten(deadline)
         try:
             self._verify(entry.ssd, ref, check)
         except BaseException:
@@ -225,11 +255,14 @@ class CheckpointCache:
         deadline: float | None,
         peers: Sequence[str],
         check: Check,
+        *,
+        ahead: bool = False,
     ) -> DramEntry:
         """Open for all who ask meanwhile."""
         try:
             # It may have come in between the look at the pool and the look at the openings.
-            entry = self._pin(ref, deadline, check) or self._start(ref, deadline, peers, check)
+            entry = self._pin(ref, deadline, check)
+            entry = entry or self._start(ref, deadline, peers, check, ahead=ahead)
         except BaseException as error:
             opening.set_exception(error)
             raise
@@ -245,8 +278,9 @@ class CheckpointCache:
     ) -> DramEntry | None:
         try:
             opening.result(OPEN_SECONDS_MAXIMUM)
-        except MemoryShort:
-            return None  # said of another function; this one is checked for itself
+        except (MemoryShort, StorageFull):
+            # Said of another function, or of what takes free memory alone.
+            return None
         except FutureTimeoutError as error:
             raise DeadlineExceeded(
                 f"Expected {ref.uri} to open within {OPEN_SECONDS_MAXIMUM:.0f} s.",
@@ -255,11 +289,17 @@ class CheckpointCache:
         return self._pin(ref, deadline, check)
 
     def _start(
-        self, ref: CheckpointRef, deadline: float | None, peers: Sequence[str], check: Check
+        self,
+        ref: CheckpointRef,
+        deadline: float | None,
+        peers: Sequence[str],
+        check: Check,
+        *,
+        ahead: bool,
     ) -> DramEntry:
         self._dram.check_capacity(chunk_count(ref.weight_bytes))
         source = self._open_source(ref.uri)
-        held = self._ssd.hold(ref.digest) or self._admit(ref, source)
+        held = self._ssd.hold(ref.digest) or self._admit(ref, source, evicting=not ahead)
         try:
             # Before the weights, behind which the disk would give these files last.
             self._verify(held, ref, check)
@@ -267,8 +307,11 @@ class CheckpointCache:
             self._ssd.release(held)
             raise
         asked = Peers([PeerSource(at, self._peer_access, held.manifest) for at in peers])
-        begin = functools.partial(Loading, self._context, held, source, asked, deadline)
-        return self._begin(held, source.uri, lambda: self._dram.add(held, begin))
+        given = self._context, held, source, asked, deadline
+        begin = functools.partial(Loading, *given, ahead=ahead)
+        return self._begin(
+            held, source.uri, lambda: self._dram.add(held, begin, evicting=not ahead)
+        )
 
     def _begin(self, held: SsdEntry, uri: str, add: Callable[[], DramEntry]) -> DramEntry:
         """Run the load of the entry that `add` makes."""
@@ -279,7 +322,7 @@ class CheckpointCache:
             raise
         self._ssd.begin_reading(held)
         thread = threading.Thread(
-            target=self._run, args=(entry, uri), name=f"load-{entry.digest[:8]}", daemon=True
+            target=self._run, args=(entry, uri), name=f"load-{entry.digest}", daemon=True
         )
         with self._lock:
             self._loaders.add(thread)
@@ -323,7 +366,7 @@ class CheckpointCache:
         _log.info("pool_checkpoint_adopted", digest=entry.digest, dram_bytes=entry.weight_bytes)
         self._dram.unpin(entry)
 
-    def _admit(self, ref: CheckpointRef, source: Source) -> SsdEntry:
+    def _admit(self, ref: CheckpointRef, source: Source, *, evicting: bool) -> SsdEntry:
         with self._lock:
             manifest = self._resolved.get(ref.digest)
         manifest = manifest or resolve(source)
@@ -337,10 +380,14 @@ class CheckpointCache:
         files = {
             entry.name: payload for entry, payload in zip(manifest.files, payloads, strict=True)
         }
-        return self._ssd.admit(manifest, files, source.local_dir)
+        return self._ssd.admit(manifest, files, source.local_dir, evicting=evicting)
 
     def _fetch_again(self, ref: CheckpointRef, file: FileEntry) -> bytes:
         return read_small_file(self._open_source(ref.uri), file)
+
+    def _threads_of(self, digest: str) -> list[threading.Thread]:
+        with self._lock:
+            return [thread for thread in self._loaders if thread.name == f"load-{digest}"]
 
     def _unpin(self, entry: DramEntry, cancel: bool) -> None:
         self._dram.unpin(entry, cancel=cancel)
@@ -348,13 +395,3 @@ class CheckpointCache:
     def _gone(self, entry: DramEntry) -> None:
         self._ssd.release(entry.ssd)
         self._on_change()
-
-    def _fetch_seconds(self, byte_count: int) -> float:
-        return byte_count / (self._remote.bytes_per_second or ASSUMED_REMOTE_BYTES_PER_SECOND)
-
-    def _hidden_bytes(self) -> int:
-        """What is read while a process starts: B (T_rt + P (L - 1) / L), with P not known here."""
-        return int(self._local.bytes_per_second * START_SECONDS)
-
-    def _load_seconds(self, byte_count: int) -> float:
-        return byte_count / (self._local.bytes_per_second or ASSUMED_SSD_BYTES_PER_SECOND)

@@ -8,7 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from stoker.placement.records import (
     FunctionRecord,
     InstanceRecord,
     NodeRecord,
+    Prefetch,
     ResidentRecord,
     decode,
     encode,
@@ -68,6 +69,7 @@ class World:
         self.residents: list[Held] = []
         self.bandwidths = (0.0, 0.0, 0.0)
         self.zygote_ready = True
+        self.orders: list[Sequence[CheckpointRef]] = []
         self.stop = asyncio.Event()
         announcements = Announcements(self.agents)
         self.agent = Agent(
@@ -75,7 +77,7 @@ class World:
             self.agents,
             SpareSockets("127.0.0.1"),
             announcements,
-            Tiers(lambda: self.residents, lambda: self.bandwidths),
+            Tiers(lambda: self.residents, lambda: self.bandwidths, self.orders.append),
             lambda: self.zygote_ready,
         )
         executor = ThreadPoolExecutor(4)
@@ -349,3 +351,18 @@ def test_stopping_drains_every_instance_and_leaves_no_record(tmp_path: Path) -> 
     assert world.workers[0].exited.result() == -signal.SIGTERM
     assert world.store.list("/nodes") == ()
     assert world.store.list("/instances") == ()
+
+
+def test_an_order_to_read_ahead_is_followed_unless_its_leader_is_gone(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.assign("3-0", epoch=3)
+        await world.in_state("3-0", "serving")
+        model = CheckpointRef("s3://b/m", "a" * 64, 10, packed=True)
+        for epoch in (3, 2, 4):
+            order = Prefetch("n1", epoch, (replace(model, weight_bytes=epoch),))
+            world.store.put(order.path, encode(order))
+        world.store.delete(order.path)
+        await world.until(lambda: world.orders[-1] == ())
+        assert [order[0].weight_bytes for order in world.orders if order] in ([3, 4], [4])
+
+    in_world(tmp_path, story)

@@ -16,7 +16,14 @@ import pytest
 from harness import tiny_model
 from harness.agent import NODE, AgentProcess, handler_archive
 from harness.stack import wait_until
-from stoker.placement.records import CheckpointRef, FunctionRecord, ResolveRequest, decode, encode
+from stoker.placement.records import (
+    CheckpointRef,
+    FunctionRecord,
+    Prefetch,
+    ResolveRequest,
+    decode,
+    encode,
+)
 
 ECHO = """
 def handle(event, context):
@@ -118,6 +125,29 @@ def test_a_model_is_resolved_loaded_and_served_and_its_weights_stay(
     agent.gone("1-3")
     snapshot = agent.wait_for(lambda s: (NODE, ref.digest) in s.residents)
     assert snapshot.residents[(NODE, ref.digest)].dram_bytes > 0
+
+
+def test_a_model_that_was_ordered_ahead_is_in_memory_at_its_first_start(
+    agent: AgentProcess, tmp_path: Path
+) -> None:
+    uri = f"file://{tiny_model.write_llama(tmp_path / 'ahead', seed=1)}"
+    ref = decode(CheckpointRef, agent.http("POST", "/resolve", encode(ResolveRequest(uri))).body)
+    ahead = Prefetch(NODE, 1, (ref,))
+    agent.store.put(ahead.path, encode(ahead))
+    agent.wait_for(
+        lambda s: (r := s.residents.get((NODE, ref.digest))) and r.dram_bytes == ref.weight_bytes
+    )
+    assert agent.view.snapshot().instances == {}
+
+    chat = FunctionRecord("ahead", "openfaas-fn", "chat:latest", task="chat", checkpoint=ref)
+    agent.deploy(chat)
+    order = agent.assign("1-7", chat)
+    reply = agent.call(order.address, {"messages": [{"role": "user", "content": "Hi"}]})
+    assert reply.status == 200, reply.body
+    record = agent.instance("1-7", "serving")
+    assert (record.fetch_seconds, record.ssd_seconds) == (0.0, 0.0)
+    agent.revoke(order)
+    agent.gone("1-7")
 
 
 def test_a_model_that_is_not_there_is_a_typed_error(agent: AgentProcess, tmp_path: Path) -> None:

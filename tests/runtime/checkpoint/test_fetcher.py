@@ -47,6 +47,27 @@ def test_a_load_that_a_user_waits_for_overtakes_a_prefetch(fetcher: Fetcher) -> 
     assert log == ["prefetch"] * 2 + ["urgent"] * 4 + ["prefetch"]
 
 
+def test_what_nobody_waits_for_leaves_half_of_the_connections_free(fetcher: Fetcher) -> None:
+    running, go = threading.Semaphore(0), threading.Event()
+
+    def prefetch(part: Part) -> None:
+        running.release()
+        go.wait(WAIT_SECONDS)
+
+    first, second = (fetcher.begin(None, prefetch, ahead=True) for _ in range(2))
+    for fetches in (first, second):
+        fetches.add(0, MIB)
+        fetches.add(1, MIB)
+    assert running.acquire(timeout=WAIT_SECONDS)
+    assert not running.acquire(timeout=0.1)
+    # Somebody comes to wait for one of them: it may have all that is left.
+    second.hasten(None)
+    assert running.acquire(timeout=WAIT_SECONDS)
+    go.set()
+    first.wait()
+    second.wait()
+
+
 def test_a_cancelled_load_drops_what_is_queued_and_waits_for_what_runs(fetcher: Fetcher) -> None:
     running, go = threading.Semaphore(0), threading.Event()
     ended = []
