@@ -253,6 +253,7 @@ class Router:
             sum(waiter.tokens for waiter in state.queue),
             state.request_seconds if state.measured else 0.0,
             state.prefill_seconds,
+            tuple(state.in_flight),
         )
 
     def _targets(self, key: str, state: _State) -> dict[str, Target]:

@@ -177,6 +177,7 @@ class DemandLedger:
             start_seconds=memory.start_seconds,
             queued_tokens=sum(demand.queued_tokens for demand in fresh),
             autoscaled=self._autoscaler.decision(key),
+            working=frozenset[str]().union(*(demand.working for demand in fresh)),
         )
 
     def failed(self, instance: InstanceRecord, error: StokerError, now: float) -> bool:

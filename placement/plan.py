@@ -149,7 +149,7 @@ def usable(snapshot: Snapshot, key: str, now: float) -> tuple[Assignment, ...]:
 def note_spare(fleet: Fleet, function: FunctionRecord, demand: Demand, now: float) -> None:
     """Note whether instances of the function may be stopped to make room, and at what cost."""
     placed = fleet.of_function(function.key)
-    if demand.busy or len(placed) <= called_for(function, demand, now):
+    if (demand.busy and not demand.working) or len(placed) <= called_for(function, demand, now):
         fleet.note_spare(function.key, None)
     else:
         fleet.note_spare(function.key, idle_loss(fleet, placed[0], demand, now))
@@ -324,17 +324,25 @@ class _Draft:
         if assignment.generation != owner.generation:
             # Its successor waits for this place, or nobody waits for it at all.
             may_go = owner.key == function.key or not demand.busy
-        elif owner.key == function.key or demand.busy:
-            may_go = False
+        elif owner.key == function.key or (demand.busy and not demand.working):
+            may_go = False  # of one whose instances all count, or may have requests
         else:
             current = self.current(owner.key)
-            here = [a for a in current if a.node_id == assignment.node_id]
-            may_go = here.index(assignment) < len(current) - called_for(owner, demand, self._now)
+            spare = len(current) - called_for(owner, demand, self._now)
+            idle = [a for a in current if self._idle(a, demand)]
+            here = [a for a in idle if a.node_id == assignment.node_id]
+            may_go = assignment in here[: max(0, spare)]
         if not may_go:
             return None
         # An outdated one of a busy function costs nobody anything: its successor takes its place.
         loss = self._fleet.spare_loss(owner.key) or 0.0
         return loss, (self._worth(placed, demand), demand.last_active, assignment.created_at)
+
+    def _idle(self, assignment: Assignment, demand: Demand) -> bool:
+        """Whether it has no requests; what starts while others have some is to take over some."""
+        if not demand.busy:
+            return True
+        return assignment.instance_id not in demand.working and self._serving(assignment)
 
     def _worth(self, placed: Placed, demand: Demand) -> float:
         """The cost of waiting that keeping it will probably save, per second and byte.

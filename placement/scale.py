@@ -42,6 +42,7 @@ class Demand:
     One request takes an instance `request_seconds`, `prefill_seconds` of it until its first token;
     0 as long as that is not known.
     `queued_tokens` are the prompts' of what waits, 0 if unknown; `autoscaled` is what averages say.
+    `working` are the instances that have requests.
     """
 
     in_flight: int = 0
@@ -59,6 +60,7 @@ class Demand:
     start_seconds: float = PROCESS_SECONDS
     queued_tokens: int = 0
     autoscaled: Autoscaled | None = None
+    working: frozenset[str] = frozenset()
 
     @property
     def busy(self) -> bool:

@@ -102,6 +102,18 @@ def test_only_what_is_assigned_and_not_ending_is_a_target() -> None:
     }
 
 
+def test_placement_is_told_which_instances_have_requests() -> None:
+    async def run() -> None:
+        serving = [instance(name, "serving") for name in ("a", "b")]
+        world = World(snapshot(*serving, assigned=("a", "b")))
+        held = await world.router.acquire(FUNCTION)
+        assert world.router.demand()[FUNCTION.key].working == (held.target.instance_id,)
+        world.router.release(held)
+        assert world.router.demand()[FUNCTION.key].working == ()
+
+    asyncio.run(run())
+
+
 def test_who_came_first_is_served_first() -> None:
     async def run() -> list[int]:
         world = World(snapshot(instance("a", "serving"), assigned=("a",)))

@@ -62,6 +62,15 @@ def test_unknown_functions_and_too_many_gateways_are_not_remembered() -> None:
     assert ledger.demand_of("f.ns", 10.0).in_flight == 2 * GATEWAYS_MAXIMUM
 
 
+def test_all_gateways_together_say_which_instances_work() -> None:
+    ledger = DemandLedger()
+    for gateway, working in (("a", ("1-0", "1-1")), ("b", ("1-1", "1-2"))):
+        demand = FunctionDemand(2, 0, 0.0, working=working)
+        ledger.hear(gateway, {"f.ns": demand}, FUNCTIONS, 10.0)
+    assert ledger.demand_of("f.ns", 10.0).working == {"1-0", "1-1", "1-2"}
+    assert ledger.demand_of("f.ns", 10.0 + 2 * REPORT_SECONDS).working == frozenset()
+
+
 def test_a_deleted_function_is_forgotten() -> None:
     ledger = DemandLedger()
     ledger.hear("a", BUSY, FUNCTIONS, 10.0)

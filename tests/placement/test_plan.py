@@ -186,6 +186,31 @@ def test_a_busy_function_or_a_minimum_does_not_make_room() -> None:
     assert made.shortages[0].refusals() == (("n", "2 of 2 instances are in use"),)
 
 
+def test_of_a_busy_function_only_what_is_known_to_be_idle_and_too_much_makes_room() -> None:
+    f, busy = function(), function("busy")
+    running: Running = [(assignment(f"1-{n}", busy), "serving") for n in range(2)]
+    seen = snapshot([f, busy], [node(instances_maximum=2)], running)
+
+    def asked(in_flight: int, *working: str) -> Demand:
+        return Demand(in_flight, last_needed=(NOW, NOW), working=frozenset(working))
+
+    made = decide(seen, {"f.ns": QUEUED, "busy.ns": asked(1, "1-0")})
+    assert stopped(made) == {"1-1": "its place was needed for f.ns"}
+    assert [start.function for start in made.starts] == ["f.ns"]
+    for kept in (asked(1), asked(2, "1-0", "1-1"), asked(2, "1-0")):
+        made = decide(seen, {"f.ns": QUEUED, "busy.ns": kept})
+        assert (made.starts, made.stops) == ((), ())
+
+
+def test_what_starts_for_a_busy_function_does_not_make_room() -> None:
+    f, busy = function(), function("busy")
+    running: Running = [(assignment("1-0", busy), "serving"), (assignment("1-1", busy), "starting")]
+    seen = snapshot([f, busy], [node(instances_maximum=2)], running)
+    working = Demand(in_flight=1, last_needed=(NOW, NOW), working=frozenset({"1-0"}))
+    made = decide(seen, {"f.ns": QUEUED, "busy.ns": working})
+    assert (made.starts, made.stops) == ((), ())
+
+
 @pytest.mark.parametrize(
     ("case", "reason"),
     [
