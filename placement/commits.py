@@ -9,7 +9,7 @@ import structlog
 
 from stoker.placement.picture import Picture
 from stoker.placement.plan import Plan
-from stoker.placement.records import Assignment, FailureRecord, encode
+from stoker.placement.records import Assignment, CheckpointRef, FailureRecord, Prefetch, encode
 from stoker.placement.scale_requests import RequestStore
 from stoker.placement.store import ABSENT, Change, Entry, Fence
 from stoker.placement.view import View
@@ -74,3 +74,18 @@ class Commits:
         value = encode(order)
         version = self._store.put(order.path, value, version=expected, fence=fence)
         self._view.apply(Change(order.path, Entry(order.path, value, version)))
+
+    def prefetches(
+        self, orders: Mapping[str, tuple[CheckpointRef, ...]], epoch: int, fence: Fence
+    ) -> None:
+        """Write what these nodes bring ahead, and forget what was said to nodes that are gone."""
+        snapshot = self._view.snapshot()
+        for node_id, checkpoints in orders.items():
+            order = Prefetch(node_id, epoch, checkpoints)
+            value = encode(order)
+            version = self._store.put(order.path, value, fence=fence)
+            self._view.apply(Change(order.path, Entry(order.path, value, version)))
+        for node_id, order in snapshot.prefetches.items():
+            if node_id not in snapshot.nodes:
+                self._store.delete(order.path, fence=fence)
+                self._view.apply(Change(order.path, None))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Event, RLock, Thread
 
@@ -30,6 +31,7 @@ from stoker.placement.metrics import PlacementMetrics
 from stoker.placement.names import split_function_name
 from stoker.placement.picture import Picture
 from stoker.placement.plan import Plan, plan, usable
+from stoker.placement.prefetch import Prefetching
 from stoker.placement.records import (
     DemandReport,
     FunctionRecord,
@@ -68,7 +70,8 @@ class _Term:
 class Controller:
     """Decides while elected. `clock` gives seconds since the epoch, `identity` names us in logs.
 
-    `bin_seconds` is the grain at which idle times are learnt, and what is idle is looked at.
+    `bin_seconds` is the grain at which idle times are learnt, and what is idle is looked at. With
+    `prefetches`, nodes are told what to bring before anybody calls it.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class Controller:
         identity: str,
         clock: Callable[[], float],
         bin_seconds: float = BIN_SECONDS,
+        *,
+        prefetches: bool = True,
     ) -> None:
         self._store = store
         self._view = view
@@ -89,6 +94,7 @@ class Controller:
         self._picture = Picture(view, bin_seconds)
         self._requests = ScaleRequests(store)
         self._commits = Commits(store, view, self._picture, identity)
+        self._prefetching = Prefetching() if prefetches else None
         self._metrics = PlacementMetrics()
         self._tick_seconds = min(TICK_SECONDS, bin_seconds)
         # Functions that lack something: those that changed, and those for which there was no room.
@@ -205,6 +211,12 @@ class Controller:
                     return False
                 self._follow(self._clock())
                 self._decide(term, keys[first : first + SWEEP_FUNCTIONS], self._clock())
+        if self._prefetching is not None:
+            for _ in range(self._prefetching.pieces(self._picture.fleet)):
+                with self._lock:
+                    if self._term is not term or term.paused:
+                        return False
+                    self._prefetch(self._prefetching, term)
         return True
 
     def react(self) -> None:
@@ -329,12 +341,32 @@ class Controller:
         for decision, started in made.decisions:
             calls = asked.call_ids if asked and asked.function == decision.function else ()
             picture.decisions.add(decision, started, calls)
-        try:
+        with self._writing(term):
             # A number is used up even if its write fails: it may have arrived all the same.
             term.next_number += len(made.starts)
             self._commits.failures(picture.ledger.failures(), term.fence)
             self._commits.plan(made, now, term.fence)
             self._requests.note(picture.requests(keys), term.fence)
+        self._touched.difference_update(keys)
+        self._short.difference_update(keys)
+        self._short.update(shortage.function for shortage in made.shortages)
+        return made
+
+    def _prefetch(self, prefetching: Prefetching, term: _Term) -> None:
+        """Renew what some of the nodes bring before anybody calls it."""
+        now, picture = self._clock(), self._picture
+        before = self._view.snapshot().prefetches
+        told = {node_id: order.checkpoints for node_id, order in before.items()}
+        demands = picture.demands(now)
+        orders = prefetching.renew(picture.fleet, demands.__getitem__, told, now)
+        with self._writing(term):
+            self._commits.prefetches(orders, term.epoch, term.fence)
+
+    @contextmanager
+    def _writing(self, term: _Term) -> Iterator[None]:
+        """Stop leading where a write is fenced, and pause where it is not known what arrived."""
+        try:
+            yield
         except Fenced as error:
             self._log.warning("leading_ended_by_fence", epoch=term.epoch)
             self._term = None
@@ -344,10 +376,6 @@ class Controller:
             self._log.warning("leading_paused", epoch=term.epoch, cause=error.cause)
             term.paused = True
             raise
-        self._touched.difference_update(keys)
-        self._short.difference_update(keys)
-        self._short.update(shortage.function for shortage in made.shortages)
-        return made
 
     def _refusal(self, function: FunctionRecord, made: Plan | None, now: float) -> StokerError:
         failure = self._picture.ledger.failure_of(function.key, now)

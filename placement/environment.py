@@ -76,6 +76,14 @@ def seconds(environment: Mapping[str, str], name: str, default: float) -> float:
     return number
 
 
+def enabled(environment: Mapping[str, str], name: str) -> bool:
+    """`on`, which is the default, or `off`."""
+    text = environment.get(name) or "on"
+    if text not in ("on", "off"):
+        _refuse(name, "on or off", text)
+    return text == "on"
+
+
 def descriptor(environment: Mapping[str, str], name: str) -> int | None:
     """The number of an inherited descriptor, above the standard three; None when not set."""
     text = environment.get(name)

@@ -78,6 +78,9 @@ class Fleet:
         self.learnt = Learnt(self.rows)
         self.movables = Movables()
         self.functions: dict[str, FunctionRecord] = {}
+        # By digest: the checkpoints of functions, and the keys of those functions.
+        self.checkpoints: dict[str, CheckpointRef] = {}
+        self.owners: dict[str, set[str]] = {}
         self.nodes: dict[str, NodeRecord] = {}
         self.instances: dict[str, InstanceRecord] = {}
         self.assignments: dict[str, Assignment] = {}
@@ -232,6 +235,10 @@ class Fleet:
     def _put_function(self, function: FunctionRecord, now: float) -> None:
         before = self.functions.get(function.key)
         self.functions[function.key] = function
+        self._disown(before)
+        if function.checkpoint is not None:
+            self.checkpoints[function.checkpoint.digest] = function.checkpoint
+            self.owners.setdefault(function.checkpoint.digest, set()).add(function.key)
         if before is None or before.priority != function.priority:
             for placed in self.of_function(function.key):
                 self._sum_up(placed.row)
@@ -244,10 +251,20 @@ class Fleet:
     def _drop_function(self, key: str) -> None:
         self.note_spare(key, None)
         self.learnt.forget_function(key)
-        if self.functions.pop(key, None) is not None:
+        gone = self.functions.pop(key, None)
+        self._disown(gone)
+        if gone is not None:
             for placed in self.of_function(key):
                 self._settle_doubt(placed.assignment)
                 self._sum_up(placed.row)
+
+    def _disown(self, function: FunctionRecord | None) -> None:
+        if function is None or function.checkpoint is None:
+            return
+        digest = function.checkpoint.digest
+        self.owners[digest].discard(function.key)
+        if not self.owners[digest]:
+            del self.owners[digest], self.checkpoints[digest]
 
     def _put_instance(self, instance: InstanceRecord, now: float) -> None:
         before = self.instances.get(instance.instance_id)

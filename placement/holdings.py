@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,6 +64,35 @@ class Holdings:
         rate = rows.peer_bandwidth[held]
         from_ssd = np.minimum(rate, rows.ssd_bandwidth[held])
         return held, np.where(dram >= checkpoint.weight_bytes, rate, from_ssd)
+
+    def in_memory(self, checkpoint: CheckpointRef) -> int:
+        """How many nodes have all of it in memory."""
+        _, dram, _ = self.columns(checkpoint.digest)
+        return int((dram >= checkpoint.weight_bytes).sum())
+
+    def on_row(self, row: int) -> Iterator[tuple[str, int, int]]:
+        """(digest, DRAM bytes, SSD bytes) of what the node holds, or loads."""
+        for digest in sorted(self._on_row.get(row, ())):
+            yield digest, *self.tiers(row, digest)
+
+    def tiers(self, row: int, digest: str) -> tuple[int, int]:
+        """The (DRAM, SSD) bytes that the node holds of a checkpoint."""
+        held = self._held.get(digest)
+        return held.bytes.get(row, (0, 0)) if held else (0, 0)
+
+    def loads(self, row: int, digest: str) -> bool:
+        """Whether it is on its way there for an instance."""
+        held = self._held.get(digest)
+        return held is not None and row in held.loads
+
+    def used_bytes(self, row: int) -> int:
+        """What is taken of the node's memory, what is on its way there for instances included."""
+        used = 0
+        for digest in self._on_row.get(row, ()):
+            held = self._held[digest]
+            load = held.loads.get(row)
+            used += pool_bytes(load.checkpoint) if load else held.bytes.get(row, (0, 0))[0]
+        return used
 
     def pinning(self, digest: str) -> list[int]:
         """The rows where an assignment already counts its memory."""

@@ -47,7 +47,10 @@ def _serve(settings: Settings, token: str, bound: socket.socket) -> None:
     leader_id = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     store = open_store(settings.store_url, token)
     view = View(store)
-    controller = Controller(store, view, leader_id, steady_clock(), settings.idle_bin_seconds)
+    controller = Controller(
+        *(store, view, leader_id, steady_clock(), settings.idle_bin_seconds),
+        prefetches=settings.prefetches,
+    )
     election = Election(
         store,
         LEADER_PATH,

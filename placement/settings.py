@@ -10,6 +10,7 @@ from pathlib import Path
 from stoker.placement.environment import (
     announced_address,
     cluster_token_file,
+    enabled,
     log_level,
     seconds,
     store_url,
@@ -24,7 +25,7 @@ class Settings:
     """`bind_host` is also the address at which the others reach this process.
 
     `idle_bin_seconds` is the grain at which idle times are learnt; all of keep-alive scales with
-    it.
+    it. With `prefetches`, nodes bring checkpoints before anybody calls them.
     """
 
     store_url: str
@@ -33,6 +34,7 @@ class Settings:
     bind_port: int = 0
     log_level: str = "info"
     idle_bin_seconds: float = BIN_SECONDS
+    prefetches: bool = True
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> Settings:
@@ -45,6 +47,7 @@ class Settings:
             bind_port=port,
             log_level=log_level(environment),
             idle_bin_seconds=seconds(environment, "STOKER_IDLE_BIN_SECONDS", BIN_SECONDS),
+            prefetches=enabled(environment, "STOKER_PREFETCH"),
         )
 
     def cluster_token(self) -> str:

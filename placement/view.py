@@ -25,6 +25,7 @@ from stoker.placement.records import (
     InstanceRecord,
     LeaderRecord,
     NodeRecord,
+    Prefetch,
     Record,
     ResidentRecord,
     decode,
@@ -39,6 +40,7 @@ OWN_WRITE_SECONDS = 2.0
 # refers to others comes first, so that nothing is listed whose function or node was not there yet.
 _TABLES: Mapping[str, tuple[type, Callable[[Any], Any]]] = {
     "/assignments": (Assignment, lambda r: r.instance_id),
+    "/prefetches": (Prefetch, lambda r: r.node_id),
     "/instances": (InstanceRecord, lambda r: r.instance_id),
     "/residents": (ResidentRecord, lambda r: (r.node_id, r.digest)),
     "/failures": (FailureRecord, lambda r: r.function),
@@ -75,6 +77,7 @@ class Snapshot:
     assignments: Mapping[str, Assignment] = field(default_factory=dict)
     images: Mapping[str, ImageRecord] = field(default_factory=dict)
     failures: Mapping[str, FailureRecord] = field(default_factory=dict)
+    prefetches: Mapping[str, Prefetch] = field(default_factory=dict)
     leader: LeaderRecord | None = None
     function_versions: Mapping[str, int] = field(default_factory=dict)
     instance_index: Mapping[str, tuple[InstanceRecord, ...]] | None = field(
@@ -310,6 +313,7 @@ class View:
             assignments=self._table("/assignments", last.assignments),
             images=self._table("/images", last.images),
             failures=self._table("/failures", last.failures),
+            prefetches=self._table("/prefetches", last.prefetches),
             leader=self._tables["/placement"].get("leader"),
             function_versions=MappingProxyType(dict(self._versions))
             if "/functions" in stale

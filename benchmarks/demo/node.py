@@ -51,6 +51,8 @@ class Node:
         self._environment = {
             **os.environ,
             **environment,
+            # What is shown and measured are starts from each tier.
+            "STOKER_PREFETCH": "off",
             "STOKER_STATE": str(state),
             "STOKER_GATEWAY": f"http://127.0.0.1:{self.port}",
         }

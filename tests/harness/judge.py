@@ -1,8 +1,8 @@
 """Judges the history of a cluster: replays what ZooKeeper committed and says what must not be.
 
-- Every write of assignments, failures and requests carried out is fenced by the epoch that holds at
-  that moment, and no order carries another epoch. So no write of a leader that was overtaken ever
-  succeeded.
+- Every write of assignments, prefetches, failures and requests carried out is fenced by the epoch
+  that holds at that moment, and no order carries another epoch. So no write of a leader that was
+  overtaken ever succeeded.
 - Epochs grow by one, and each belongs to one leader.
 - No address and no device of a node is in two live assignments, and no node has more of them than
   it takes.
@@ -59,7 +59,7 @@ class _Replay:
 
     def take(self, write: Write) -> None:
         table = "/" + write.path.split("/")[1]
-        if table in ("/assignments", "/failures", "/requests"):
+        if table in ("/assignments", "/failures", "/requests", "/prefetches"):
             self._check_fence(write)
         if write.value is None:
             self.remove(write.path, write.at)
