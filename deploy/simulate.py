@@ -62,7 +62,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--timeout-seconds", type=click.FloatRange(min=0.0), default=math.inf)
 @click.option("--failure-hours", type=click.FloatRange(min=0.001), help="Mean life of a node.")
 @click.option("--down-seconds", type=click.FloatRange(min=0.0), default=300.0, show_default=True)
-@click.option("--prefetch", is_flag=True, help="Let idle SSDs fill free memory.")
+@click.option("--deployed-seconds", type=click.FloatRange(min=0.0), default=0.0, show_default=True)
 @click.option("--plots", type=click.Path(file_okay=False, path_type=Path), help="Folder for PNGs.")
 @json_option
 @reports_errors
@@ -77,7 +77,7 @@ def simulate_command(
         timeout_seconds=options["timeout_seconds"],
         failure_seconds=math.inf if hours is None else hours * 3600.0,
         down_seconds=options["down_seconds"],
-        prefetch=options["prefetch"],
+        deployed_seconds=options["deployed_seconds"],
     )
     outcomes = {
         policy: [simulate(cluster, workload, policy, seed, conditions) for seed in options["seeds"]]

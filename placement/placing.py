@@ -24,7 +24,8 @@ class Placing:
 
     `overlapped` chooses the estimate. With `careful`, no promise made for another start is broken,
     peers send weights, instances of one function spread over zones, an existing instance that
-    is free sooner is waited for, and only a lower priority is preempted.
+    is free sooner is waited for, and only a lower priority is preempted. With `prefetches`, idle
+    disks read ahead.
     """
 
     name: str
@@ -34,10 +35,18 @@ class Placing:
     migrates: bool = False
     preempts: bool = False
     careful: bool = False
+    prefetches: bool = False
 
 
 STOKER = Placing(
-    "stoker", "seconds", overlapped=True, waits=True, migrates=True, preempts=True, careful=True
+    "stoker",
+    "seconds",
+    overlapped=True,
+    waits=True,
+    migrates=True,
+    preempts=True,
+    careful=True,
+    prefetches=True,
 )
 PLACINGS: Mapping[str, Placing] = {
     placing.name: placing

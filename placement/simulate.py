@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from stoker.placement.choice import Candidate
 from stoker.placement.demand import DemandLedger
 from stoker.placement.estimate import resume_seconds
 from stoker.placement.kpa import TICK_SECONDS
@@ -22,6 +23,7 @@ from stoker.placement.simulate_instances import Lifecycle
 from stoker.placement.simulate_metrics import Outcome
 from stoker.placement.simulate_parts import Function, Instance, Request
 from stoker.placement.simulate_planner import FleetPlanner
+from stoker.placement.simulate_prefetch import Prefetches
 from stoker.placement.simulate_world import World
 
 # How many functions that found no place are tried again when one may have become free.
@@ -32,6 +34,8 @@ LATER_SECONDS = 1e-6
 PATIENCE_SECONDS = 0.05
 # A gateway reports what is under way so often.
 REPORT_SECONDS = 1.0
+# What nodes bring ahead is decided so often.
+PREFETCH_SECONDS = 1.0
 
 
 class Simulation(Lifecycle):
@@ -45,19 +49,13 @@ class Simulation(Lifecycle):
         *,
         failures: Iterable[tuple[float, str, float]] = (),
         timeout_seconds: float = math.inf,
-        prefetch: bool = False,
     ) -> None:
-        self._by_digest: dict[str, list[str]] = {}
         self._timeout_seconds = timeout_seconds
         self._ledger = DemandLedger()
         planner.ask_demand_of(lambda key: self._ledger.demand_of(key, self._now))
         self._short: dict[str, Function] = {}
         self._functions = tuple(functions)
-        for function in self._functions:
-            ref = function.record.checkpoint
-            if ref is not None:
-                self._by_digest.setdefault(ref.digest, []).append(function.record.key)
-        super().__init__(world, planner, prefetch=prefetch)
+        super().__init__(world, planner)
         self._arriving = True
         records = {function.record.key: function.record for function in self._functions}
         self._ledger.follow(records, dict.fromkeys(records, 0), 0.0)
@@ -68,6 +66,8 @@ class Simulation(Lifecycle):
                 self._at(0.0, self._tick, function)
             elif function.record.scaling.minimum:
                 self._at(0.0, self._scale, function)
+        if self._prefetches is not None:
+            self._at(0.0, self._renew_prefetches, self._prefetches)
         for at, node_id, seconds in failures:
             self._at(at, self._fail, (world.nodes[node_id], seconds))
 
@@ -177,9 +177,13 @@ class Simulation(Lifecycle):
         self._planner.put(record, self._now)
         self._ledger.serves(instance.assignment, record, self._now)
 
-    def _rate(self, digest: str) -> float:
-        keys = self._by_digest.get(digest, ())
-        return sum(self._ledger.demand_of(key, self._now).rate(self._now) for key in keys)
+    def _demand_of(self, key: str, now: float) -> Demand:
+        return self._ledger.demand_of(key, now)
+
+    def _renew_prefetches(self, prefetches: Prefetches) -> None:
+        prefetches.renew(self._now)
+        if self._arriving:
+            self._at(self._now + PREFETCH_SECONDS, self._renew_prefetches, prefetches)
 
     # Scale.
 
@@ -203,6 +207,8 @@ class Simulation(Lifecycle):
             demand = self._ledger.demand_of(function.record.key, self._now)
         lead_seconds = function.start_seconds if demand.retention.due else 0.0
         wanted = startable(function.record, demand, self._now, lead_seconds)
+        if self._prefetches and function.record.checkpoint is not None:
+            self._prefetches.tell(function.record.checkpoint.digest, self._now)
         # Those that only end what they run take nobody who waits.
         while function.existing < wanted or (function.queue and not function.instances):
             self.outcome.decisions += 1
@@ -211,7 +217,7 @@ class Simulation(Lifecycle):
                 self.outcome.shortages += 1
                 self._short[function.record.key] = function
                 return
-            if chosen.instance_id:
+            if self._waits_for(chosen):
                 self.outcome.waits_chosen += 1
                 look_at = self._now + max(chosen.stages.room, PATIENCE_SECONDS)
                 self._at(look_at, self._scale_again, function)
@@ -220,6 +226,13 @@ class Simulation(Lifecycle):
             for other in self._carry_out(chosen, function):
                 self._scale(other)
         self._short.pop(function.record.key, None)
+
+    def _waits_for(self, chosen: Candidate) -> bool:
+        """Whether nothing is started now: as in production, whatever becomes free first is taken,
+        also if it was expected to last longer.
+        """
+        waited = any(victim.how == "wait" for victim in chosen.victims)
+        return bool(chosen.instance_id) or (self._planner.placing.careful and waited)
 
     def _scale_again(self, function: Function) -> None:
         if function.queue:

@@ -9,11 +9,12 @@ from typing import Any
 
 from stoker.placement.choice import Candidate
 from stoker.placement.estimate import CONTROL_SECONDS, process_seconds, resume_seconds
-from stoker.placement.prefetch import PIECE_BYTES, next_to_read
 from stoker.placement.records import InstanceRecord, InstanceState
+from stoker.placement.scale import Demand
 from stoker.placement.simulate_metrics import Outcome
 from stoker.placement.simulate_parts import Function, Instance, Request
 from stoker.placement.simulate_planner import FleetPlanner
+from stoker.placement.simulate_prefetch import Prefetches
 from stoker.placement.simulate_world import SimulatedNode, World
 
 Act = Callable[[Any], None]
@@ -22,7 +23,7 @@ Act = Callable[[Any], None]
 class Lifecycle(ABC):
     """Events in virtual time, and what happens to instances in them."""
 
-    def __init__(self, world: World, planner: FleetPlanner, *, prefetch: bool = False) -> None:
+    def __init__(self, world: World, planner: FleetPlanner) -> None:
         self.outcome = Outcome()
         self._now = 0.0
         self._world = world
@@ -30,7 +31,11 @@ class Lifecycle(ABC):
         self._events: list[tuple[float, int, Act, Any]] = []
         self._number = 0
         self._instances: dict[str, Instance] = {}
-        self._prefetch = prefetch
+        self._prefetches = (
+            Prefetches(world, planner, self.outcome, self._at, self._demand_of)
+            if planner.placing.prefetches
+            else None
+        )
         for node in world.nodes.values():
             self._announce(node)
 
@@ -51,8 +56,8 @@ class Lifecycle(ABC):
         """Tell who decides that the instance serves from now on."""
 
     @abstractmethod
-    def _rate(self, digest: str) -> float:
-        """Calls per second of the functions with these weights."""
+    def _demand_of(self, key: str, now: float) -> Demand:
+        """What is known of the demand for a function."""
 
     @abstractmethod
     def _scale(self, function: Function) -> None:
@@ -105,13 +110,16 @@ class Lifecycle(ABC):
         checkpoint = instance.function.record.checkpoint
         done = now
         if checkpoint is not None and (not instance.blockers or self._planner.placing.overlapped):
+            if self._prefetches:
+                self._prefetches.make_way(node, now)
             fetched = self._world.fetch(node, checkpoint, now, instance.assignment.source)
             if instance.state == "waiting":
                 instance.tier = fetched.tier
                 instance.state = "loading"
             for digest in fetched.evicted:
                 self._planner.put(node.resident(digest), now)
-            self._read_ahead(node)
+            if self._prefetches:
+                self._prefetches.go_on(node, now)
             if not instance.blockers:
                 devices, size = instance.assignment.devices, checkpoint.weight_bytes
                 done = node.copy_to_devices(devices, size, fetched, now)
@@ -237,41 +245,8 @@ class Lifecycle(ABC):
         self._planner.put(node.record, self._now)
         for digest in node.ssd:
             self._planner.put(node.resident(digest), self._now)
-        self._read_ahead(node)
-
-    def _read_ahead(self, node: SimulatedNode) -> None:
-        """Let an idle SSD fill free memory."""
-        if not self._prefetch or node.reading or not node.up:
-            return
-        free_at = node.ssd_link.free_at
-        if free_at > self._now:
-            node.reading = True
-            self._at(free_at, self._read_on, (node, "", 0))
-            return
-        held = sum(node.read_ahead.values())
-        digest = next_to_read(node.unread(), node.pool.free_bytes - held, self._rate)
-        if digest is None:
-            return
-        node.reading = True
-        piece = min(PIECE_BYTES, node.ssd[digest] - node.read_ahead.get(digest, 0))
-        done_at = node.ssd_link.pass_bytes(piece, self._now)
-        self._at(done_at, self._read_on, (node, digest, piece))
-
-    def _read_on(self, what: tuple[SimulatedNode, str, int]) -> None:
-        """A piece was read."""
-        node, digest, piece = what
-        node.reading = False
-        if not node.up:
-            return
-        if digest and digest not in node.pool:
-            node.read_ahead[digest] = node.read_ahead.get(digest, 0) + piece
-            if node.read_ahead[digest] >= node.ssd[digest]:
-                del node.read_ahead[digest]
-                if node.pool.free_bytes >= node.ssd[digest]:
-                    node.pool.add(digest, node.ssd[digest])
-                    self._planner.put(node.resident(digest), self._now)
-                    self.outcome.prefetches += 1
-        self._read_ahead(node)
+        if self._prefetches:
+            self._prefetches.go_on(node, self._now)
 
     def _fail(self, what: tuple[SimulatedNode, float]) -> None:
         """The node goes down for a while, with its instances and all that is in its memory."""
@@ -280,6 +255,8 @@ class Lifecycle(ABC):
             return
         self.outcome.failures += 1
         lost = [i for i in self._instances.values() if i.node is node]
+        if self._prefetches:
+            self._prefetches.fail(node, self._now)
         digests = {*node.ssd, *node.fail()}
         self._planner.drop(node.record, self._now)
         for digest in digests:
@@ -315,6 +292,5 @@ class Lifecycle(ABC):
 
     def _recover(self, node: SimulatedNode) -> None:
         node.up = True
-        node.reading = False
         self._announce(node)
         self._retry_short()

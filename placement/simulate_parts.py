@@ -52,6 +52,10 @@ class Request:
         self.tier = ""
         self.moved = self.preempted = 0
 
+    def arrive_later(self, seconds: float) -> None:
+        self.arrived_at += seconds
+        self.begun_at = self.queued_at = self.arrived_at
+
     def tokens(self, now: float) -> int:
         """Of the prompt and generated until now."""
         token_seconds = self.function.token_seconds

@@ -6,13 +6,14 @@ import heapq
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from stoker.placement.choice import Ask, Candidate, choose
 from stoker.placement.fleet import Fleet, Placed, Work
 from stoker.placement.placing import EVERY_ABILITY, Placing
 from stoker.placement.plan import idle_loss
+from stoker.placement.prefetch import Order, Prefetching
 from stoker.placement.records import Assignment, Record
 from stoker.placement.scale import Demand
 from stoker.placement.simulate_parts import Function, Instance
@@ -20,6 +21,8 @@ from stoker.placement.simulate_parts import Function, Instance
 # How long requests ran, of which the rest of one that runs is told.
 DURATIONS_MAXIMUM = 64
 DURATIONS_MINIMUM = 8
+# Of ten that ran as long, one goes on for longer than who waits for it reckons with.
+LATE_SHARE = 0.9
 # What is expected to end within the one is looked at again after the other.
 SOON_SECONDS = 5.0
 EXPECTED_SECONDS = 0.25
@@ -50,6 +53,13 @@ class Durations:
         longer = [known - seconds for known in self._seconds if known > seconds]
         if longer:
             return sum(longer) / len(longer)
+        return seconds if self._seconds else math.inf
+
+    def late_after(self, seconds: float) -> float:
+        """The same, but what only one in ten of them exceeds."""
+        longer = sorted(known - seconds for known in self._seconds if known > seconds)
+        if longer:
+            return longer[int(LATE_SHARE * len(longer))]
         return seconds if self._seconds else math.inf
 
 
@@ -85,6 +95,19 @@ class FleetPlanner:
 
     def drop(self, record: Record, now: float) -> None:
         self._fleet.drop(record, now)
+
+    def prefetches(
+        self,
+        prefetching: Prefetching,
+        demand_of: Callable[[str], Demand],
+        orders: Mapping[str, Order],
+        now: float,
+    ) -> dict[str, Order]:
+        """The nodes' orders that change, of those that are looked at in one second."""
+        found: dict[str, Order] = {}
+        for _ in range(prefetching.pieces(self._fleet)):
+            found |= prefetching.renew(self._fleet, demand_of, orders, now)
+        return found
 
     def begins(self, instance: Instance, now: float) -> None:
         """A new instance: its assignment counts from now on."""
@@ -212,7 +235,7 @@ class FleetPlanner:
         for request in instance.running.values():
             ran = max(0.0, now - request.begun_at)
             rest = durations.left_after(ran)
-            left = max(left, rest)
+            left = max(left, durations.late_after(ran) if self.placing.careful else rest)
             half = rest / 2 if rest < math.inf else 0.0
             tokens += request.prompt_tokens + request.generated(ran + half)
         number = self._noted.get(instance.instance_id, 0) + 1

@@ -26,14 +26,14 @@ class Conditions:
     """`idle_seconds` of functions that state none; None: by the production's own policy.
 
     Nodes fail after `failure_seconds` on average, infinite for never, and are `down_seconds` away.
-    With `prefetch`, idle SSDs fill free memory.
+    The functions are there `deployed_seconds` before their requests begin to arrive.
     """
 
     idle_seconds: float | None = None
     timeout_seconds: float = math.inf
     failure_seconds: float = math.inf
     down_seconds: float = 300.0
-    prefetch: bool = False
+    deployed_seconds: float = 0.0
 
 
 def simulate(
@@ -49,6 +49,8 @@ def simulate(
         raise BadSpec(f"Expected one of {', '.join(PLACINGS)} as the policy, found {policy!r:.60}.")
     functions = cluster.made_functions(conditions.idle_seconds)
     requests = workload(functions, seed)
+    for request in requests:
+        request.arrive_later(conditions.deployed_seconds)
     end = requests[-1].arrived_at if requests else 0.0
     failures = node_failures(
         [node.node_id for node in cluster.nodes],
@@ -63,7 +65,6 @@ def simulate(
         FleetPlanner(placing, seed),
         failures=failures,
         timeout_seconds=conditions.timeout_seconds,
-        prefetch=conditions.prefetch,
     )
     return simulation.run(requests)
 

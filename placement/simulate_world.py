@@ -7,8 +7,8 @@ the last of its links is. Host memory holds what was loaded until others need th
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Literal
 
 from stoker.placement.records import CheckpointRef, NodeRecord, ResidentRecord
@@ -124,23 +124,23 @@ class World:
         `source` is the node that sends it, where the planner expects a peer to.
         """
         digest, size = checkpoint.digest, checkpoint.weight_bytes
+        ahead = node.ahead.read.pop(digest, 0)
         coming = node.coming.get(digest)
         if coming is not None and coming.ends_at > now:
             return coming  # It is on its way for another instance.
         if digest in node.pool:
             return Fetch(now, now, "dram")
         if digest in node.ssd:
-            ahead = node.read_ahead.pop(digest, 0)
             begins_at = now if ahead else max(now, node.ssd_link.free_at)
             ends_at = node.ssd_link.pass_bytes(size - ahead, now)
             tier: Tier = "ssd"
         else:
             begins_at = max(now, node.net_in.free_at)
-            ends_at = node.net_in.pass_bytes(size, now)
+            ends_at = node.net_in.pass_bytes(size - ahead, now)
             peer = self.nodes.get(source)
             if peer is not None and peer.up and peer.holds(digest):
                 tier = "peer"
-                ends_at = max(ends_at, peer.net_out.pass_bytes(size, now))
+                ends_at = max(ends_at, peer.net_out.pass_bytes(size - ahead, now))
             else:
                 tier = "remote"
             node.keep_on_ssd(digest, size)
@@ -151,17 +151,33 @@ class World:
         return found
 
 
+@dataclass(slots=True)
+class Ahead:
+    """What came of what nobody called yet: bytes `read` by digest, not all of them yet.
+
+    `digest` comes just now, over `link`, with `size` bytes in all; each beginning has a `number`.
+    Nothing comes while loads take the link, until `waits_until`.
+    """
+
+    read: dict[str, int] = field(default_factory=dict)
+    digest: str = ""
+    size: int = 0
+    link: Link | None = None
+    since: float = 0.0
+    number: int = 0
+    waits_until: float = 0.0
+
+
 class SimulatedNode:
     """One node. `coming` holds, by digest, the last load of what is in memory or on its way."""
 
     __slots__ = (
+        "ahead",
         "coming",
         "device_links",
         "net_in",
         "net_out",
         "pool",
-        "read_ahead",
-        "reading",
         "record",
         "ssd",
         "ssd_link",
@@ -176,9 +192,7 @@ class SimulatedNode:
         self.ssd_used_bytes = 0
         self.pool = Pool(record.dram_bytes)
         self.coming: dict[str, Fetch] = {}
-        # Of what an idle disk reads into memory: bytes by digest, and whether it does just now.
-        self.read_ahead: dict[str, int] = {}
-        self.reading = False
+        self.ahead = Ahead()
         self.ssd_link = Link(record.ssd_bandwidth)
         self.net_in = Link(record.remote_bandwidth)
         self.net_out = Link(record.peer_bandwidth or record.remote_bandwidth)
@@ -195,11 +209,25 @@ class SimulatedNode:
         self.ssd_used_bytes += byte_count
         return True
 
-    def unread(self) -> Iterator[tuple[str, int]]:
-        """What is on the SSD and not in memory or on its way, with its missing bytes."""
-        for digest, size in self.ssd.items():
-            if digest not in self.pool:
-                yield digest, size - self.read_ahead.get(digest, 0)
+    def begin_ahead(self, digest: str, size: int, link: Link, now: float) -> float:
+        """Bring it; returns when all of it would be there."""
+        ahead = self.ahead
+        ahead.digest, ahead.size, ahead.link, ahead.since = digest, size, link, now
+        ahead.number += 1
+        return now + (size - ahead.read.setdefault(digest, 0)) / link.bandwidth
+
+    def stop_ahead(self, now: float) -> None:
+        ahead = self.ahead
+        ahead.read[ahead.digest] = self._come(ahead.digest, now)
+        ahead.digest = ""
+
+    def _come(self, digest: str, now: float) -> int:
+        """Bytes of it that came before anybody called it."""
+        ahead = self.ahead
+        read = ahead.read.get(digest, 0)
+        if digest == ahead.digest and ahead.link is not None:
+            read = min(ahead.size, read + int((now - ahead.since) * ahead.link.bandwidth))
+        return read
 
     def copy_to_devices(
         self, devices: tuple[int, ...], byte_count: int, fetched: Fetch, room_at: float
@@ -212,17 +240,15 @@ class SimulatedNode:
             done = max(done, link.pass_bytes(byte_count / len(devices), begin))
         return done
 
-    def resident(self, digest: str) -> ResidentRecord:
+    def resident(self, digest: str, now: float = 0.0) -> ResidentRecord:
         """What the node would announce of the checkpoint."""
-        return ResidentRecord(
-            self.record.node_id, digest, self.pool.bytes_of(digest), self.ssd.get(digest, 0)
-        )
+        held = self.pool.bytes_of(digest) or self._come(digest, now)
+        return ResidentRecord(self.record.node_id, digest, held, self.ssd.get(digest, 0))
 
     def fail(self) -> list[str]:
         """The node goes down: what was in memory is lost, and what its links carried."""
         self.up = False
         self.coming.clear()
-        self.read_ahead.clear()
         for link in (self.ssd_link, self.net_in, self.net_out, *self.device_links):
             link.free_at = 0.0
         return self.pool.clear()

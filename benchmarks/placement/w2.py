@@ -7,28 +7,44 @@ The same requests meet every policy. A figure is the median of the seeds, with t
 greatest beside it. A cell is saturated where the requests' bare running time takes four fifths of
 all devices or more: then whoever waits, waits for others' requests, whatever the policy. Such a
 cell is named and not simulated.
+
+`at once` is `stoker` where the first calls come in the moment in which the models are deployed.
+`instant` is no policy: requests take the next free devices in the order in which they come, and
+starts take no time. What it leaves to wait, bursts do, and no policy can take it away.
 """
 
 from __future__ import annotations
 
 import argparse
+import heapq
 import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from worlds import MODELS, TIMEOUT_SECONDS, Model, lengths_of, mean_seconds, w2_cluster
+from worlds import (
+    DEPLOYED_SECONDS,
+    MODELS,
+    TIMEOUT_SECONDS,
+    Model,
+    lengths_of,
+    mean_seconds,
+    w2_cluster,
+)
 
+from stoker.placement.simulate_metrics import Outcome
 from stoker.placement.simulate_parts import Function, Request
 from stoker.placement.simulate_run import Conditions, simulate
 from stoker.placement.simulate_workload import drawn_requests
 
 ROOT = Path(__file__).resolve().parents[2]
-POLICIES = ("random", "shepherd", "serverlessllm", "stoker", "stoker+prefetch")
+POLICIES = ("random", "shepherd", "serverlessllm", "stoker")
+AT_ONCE, INSTANT = "at once", "instant"
+SHOWN = (*POLICIES, AT_ONCE, INSTANT)
 DATASETS = ("gsm8k", "sharegpt")
 VARIATIONS = (1.0, 3.0, 8.0)
 RATES = (0.8, 1.4)
@@ -71,23 +87,39 @@ def run_cell(cell: Cell, seeds: Sequence[int], minutes: float, data: Path | None
 
     rows = {
         policy: [
-            simulate(
-                cluster, workload, policy.partition("+")[0], seed, conditions_of(policy, model)
-            ).figures()
+            simulate(cluster, workload, policy, seed, conditions_of(policy, model)).figures()
             for seed in seeds
         ]
         for policy in POLICIES
     }
+    at_once = replace(conditions_of("stoker", model), deployed_seconds=0.0)
+    rows[AT_ONCE] = [
+        simulate(cluster, workload, "stoker", seed, at_once).figures() for seed in seeds
+    ]
+    rows[INSTANT] = [
+        instant(workload(cluster.made_functions(), seed), DEVICES // model.devices)
+        for seed in seeds
+    ]
     return {**asdict(cell), "load": load, "saturated": False, "policies": rows}
 
 
 def conditions_of(policy: str, model: Model) -> Conditions:
-    own = policy.startswith("stoker")
+    own = policy == "stoker"
     return Conditions(
         idle_seconds=None if own else model.load_seconds,
         timeout_seconds=TIMEOUT_SECONDS,
-        prefetch=policy.endswith("+prefetch"),
+        deployed_seconds=DEPLOYED_SECONDS,
     )
+
+
+def instant(requests: Sequence[Request], places: int) -> dict[str, Any]:
+    """First come, first served, by so many places, with starts that take no time."""
+    outcome, free_at = Outcome(), [0.0] * places
+    for request in requests:
+        begin = max(request.arrived_at, free_at[0])
+        outcome.record(request.function.record.key, begin - request.arrived_at, "warm")
+        heapq.heapreplace(free_at, begin + request.left_seconds)
+    return outcome.figures()
 
 
 def ratios(cell: Mapping[str, Any], slower: str, faster: str, figure: str) -> list[float]:
@@ -110,7 +142,7 @@ def figures(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             ("w2_p99_vs_serverlessllm", "serverlessllm", "stoker"),
             ("w2_p99_vs_shepherd", "shepherd", "stoker"),
             ("w2_p99_vs_random", "random", "stoker"),
-            ("w2_prefetch_p99_vs_serverlessllm", "serverlessllm", "stoker+prefetch"),
+            ("w2_at_once_p99_vs_serverlessllm", "serverlessllm", AT_ONCE),
             ("w2_serverlessllm_p99_vs_shepherd", "shepherd", "serverlessllm"),
             ("w2_serverlessllm_p99_vs_random", "random", "serverlessllm"),
         ):
@@ -123,7 +155,7 @@ def figures(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 found[f"w2_{policy}_{kind}"] = statistics.median(values)
     calm = [cell for cell in cells if not cell["saturated"]]
     found["w2_cells"], found["w2_cells_not_saturated"] = len(cells), len(calm)
-    for prefix, policy in (("w2", "stoker"), ("w2_prefetch", "stoker+prefetch")):
+    for prefix, policy in (("w2", "stoker"), ("w2_at_once", AT_ONCE)):
         for name in ("p99", "mean"):
             figure = f"start_seconds_{name}"
             medians = [
@@ -132,7 +164,18 @@ def figures(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             if medians:
                 found[f"{prefix}_worst_{name}_vs_serverlessllm"] = min(medians)
                 found[f"{prefix}_median_{name}_vs_serverlessllm"] = statistics.median(medians)
+    late = "start_seconds_p99"
+    found["w2_cells_p99_by_1_3"] = _cells_by(calm, "stoker", late, 1.3)
+    found["w2_cells_mean_better"] = _cells_by(calm, "stoker", "start_seconds_mean", 1.0)
+    found["w2_cells_p99_by_1_3_possible"] = _cells_by(calm, INSTANT, late, 1.3)
     return found
+
+
+def _cells_by(cells: Sequence[Mapping[str, Any]], policy: str, figure: str, factor: float) -> int:
+    """In how many cells the policy is so much better than `serverlessllm`, by the median."""
+    return sum(
+        statistics.median(ratios(cell, "serverlessllm", policy, figure)) >= factor for cell in cells
+    )
 
 
 def _is_published(cell: Mapping[str, Any]) -> bool:
@@ -141,17 +184,16 @@ def _is_published(cell: Mapping[str, Any]) -> bool:
 
 def show(cells: Sequence[Mapping[str, Any]]) -> None:
     print(
-        f"{'cell':36s} {'load':>5s} "
-        + " ".join(f"{p + ' p99':>18s} {'mean':>7s}" for p in POLICIES)
+        f"{'cell':36s} {'load':>5s} " + " ".join(f"{p + ' p99':>17s} {'mean':>6s}" for p in SHOWN)
     )
     for cell in cells:
         name = Cell(cell["model"], cell["dataset"], cell["variation"], cell["rate"]).name
         parts = []
-        for policy in POLICIES if cell["policies"] else ():
+        for policy in SHOWN if cell["policies"] else ():
             rows = cell["policies"][policy]
             late = statistics.median(row["start_seconds_p99"] for row in rows)
             mean = statistics.median(row["start_seconds_mean"] for row in rows)
-            parts.append(f"{late:18.2f} {mean:7.2f}")
+            parts.append(f"{late:17.2f} {mean:6.2f}")
         print(f"{name:36s} {cell['load']:5.2f} " + " ".join(parts or ["saturated"]))
     print("Start-up latency: medians over seeds, in seconds.")
 

@@ -8,9 +8,10 @@ until these are full; bursts with a coefficient of variation of 8, lengths of GS
 of its memory's and half of its arithmetic's peak. An instance runs one request at a time, as their
 engine does.
 
-Models are called equally often. Their idle instances stay as long as a load takes, which is what
-the paper's baselines do; `stoker` keeps them by what it learns. Under every policy an idle instance
-gives way to who waits.
+Models are called equally often. They were deployed five minutes before the first of them is called,
+with nothing in memory. Their idle instances stay as long as a load takes, which is what the paper's
+baselines do; `stoker` keeps them by what it learns. Under every policy an idle instance gives way
+to who waits.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ A40_MEMORY_BANDWIDTH = 0.8 * 696e9
 A40_FLOPS = 0.5 * 150e12
 CONTEXT_TOKENS = 2048
 TIMEOUT_SECONDS = 300.0
+DEPLOYED_SECONDS = 300.0
 TOKEN_CHARACTERS = 4
 # Documented (median, 95th percentile) of prompts and outputs, where no data is given.
 DOCUMENTED = {"gsm8k": ((58, 110), (68, 139)), "sharegpt": ((1730, 6563), (415, 920))}

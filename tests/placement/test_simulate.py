@@ -236,18 +236,22 @@ def test_the_summary_is_the_median_with_its_spread() -> None:
 
 
 def test_an_idle_disk_reads_ahead_and_makes_way_for_who_waits() -> None:
-    ahead = Conditions(prefetch=True)
-    found = simulate(cluster(), calls(0.0, 100.0), "stoker", 1, ahead)
+    found = simulate(cluster(), calls(0.0, 100.0), "stoker", 1)
     # Six models of 10 GB on each of two nodes; the first one was waited for.
     assert found.prefetches == 2 * 6 - 1
     assert found.start_seconds[0] <= 5.0 + 0.6 + CONTROL_SECONDS
-    late = simulate(cluster(), calls(100.0), "stoker", 1, ahead)
-    assert list(late.start_seconds) == pytest.approx([1.0 + CONTROL_SECONDS])
+
+
+def test_what_was_deployed_before_its_first_call_starts_from_memory() -> None:
+    deployed = Conditions(deployed_seconds=100.0)
+    found = simulate(cluster(), calls(0.0), "stoker", 1, deployed)
+    assert list(found.start_seconds) == pytest.approx([1.0 + CONTROL_SECONDS])
+    baseline = simulate(cluster(), calls(0.0), "serverlessllm", 1, deployed)
+    assert baseline.prefetches == 0
+    assert baseline.start_seconds[0] > 5.0
 
 
 def test_what_was_read_ahead_is_not_read_again() -> None:
     """Half of the first model is in memory when somebody calls it."""
-    found = simulate(
-        cluster({"count": 1}, count=1), calls(2.7), "stoker", 1, Conditions(prefetch=True)
-    )
+    found = simulate(cluster({"count": 1}, count=1), calls(2.7), "stoker", 1)
     assert 2.0 < found.start_seconds[0] < 3.2
