@@ -200,7 +200,6 @@ def test_with_all_of_zookeeper_down_warm_calls_go_on_and_cold_ones_are_refused_a
         refused: list[float] = []
         with Load(urls(cluster, "warm")) as load:
             cluster.ensemble.kill()
-            time.sleep(0.5)
             end = time.monotonic() + rounds(6, 60)
             while time.monotonic() < end:
                 begun_at = time.monotonic()
