@@ -30,7 +30,7 @@ from stoker.placement.view import LEADER_PATH
 from stoker.placement.zookeeper_store import ZooKeeperStore
 
 CHROOT = "/prod/stoker"
-READY_SECONDS_MAX = 60.0
+READY_SECONDS_MAX = 120.0
 STOP_SECONDS_MAX = 25.0
 CODE = {
     # What the faults are told by: one that answers, one that streams a number each 0.1 s.
