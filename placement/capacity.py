@@ -26,6 +26,6 @@ def no_capacity(function_key: str, made: Plan | None) -> NoCapacity:
         f"Expected a node with room for {function_key}, found none ({reasons}).",
         "Try again later, add a node or lower the minimum of other functions."
         if shortage.may_pass
-        else "Add a node with a larger pool.",
+        else "Add a node that has what the others lack, or ask for less.",
         retry_after_seconds=CAPACITY_RETRY_SECONDS if shortage.may_pass else None,
     )

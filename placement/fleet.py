@@ -201,6 +201,7 @@ class Fleet:
         rows.slots[row] = node.instances_maximum
         rows.pool_bytes[row] = node.dram_bytes
         rows.devices[row] = node.device_count
+        rows.device_bytes[row] = node.device_bytes
         taken = sum(len(placed.assignment.devices) for placed in here)
         rows.devices_free[row] = node.device_count - taken
         rows.kind[row] = rows.kinds(node.device_kind)

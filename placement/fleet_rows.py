@@ -25,6 +25,7 @@ _COLUMNS: dict[str, type] = {
     "pinned_bytes": np.int64,
     "devices_free": np.int64,
     "devices": np.int64,
+    "device_bytes": np.int64,
     "kind": np.int64,
     "zone": np.int64,
     "process_seconds": np.float64,
@@ -79,6 +80,7 @@ class Rows:
     pinned_bytes: Ints
     devices_free: Ints
     devices: Ints
+    device_bytes: Ints
     kind: Ints
     zone: Ints
     process_seconds: Floats
@@ -178,9 +180,13 @@ class Codes:
 
     def __init__(self) -> None:
         self._codes: dict[str, int] = {}
+        self.names: tuple[str, ...] = ()
 
     def __call__(self, name: str) -> int:
-        return self._codes.setdefault(name, len(self._codes))
+        if name not in self._codes:
+            self._codes[name] = len(self._codes)
+            self.names = tuple(self._codes)
+        return self._codes[name]
 
     def known(self, name: str) -> int | None:
         return self._codes.get(name)

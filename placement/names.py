@@ -49,6 +49,12 @@ def valid_node_id(value: object) -> str:
     )
 
 
+def valid_zone(value: object) -> str:
+    """`value` if it may name a zone, or is empty: then nobody knows which one."""
+    alphabet = "letters, digits, '-', '_' and '.' between letters or digits"
+    return "" if value == "" else _valid(value, _SECRET, "a zone", alphabet)
+
+
 def valid_digest(value: object) -> str:
     """`value` if it is the 64 small hex digits of a SHA-256."""
     if isinstance(value, str) and _DIGEST.fullmatch(value):

@@ -140,7 +140,8 @@ class NodeRecord:
     """One node agent. Bandwidths are measured, in bytes per second (0: not yet known).
 
     `peer_bandwidth` is what it receives from and sends to another node, `device_bandwidth` what
-    each of its `device_count` devices of `device_kind` takes in. `zone` is what fails together.
+    each of its `device_count` devices of `device_kind` takes in; each has `device_bytes` of memory
+    (0: not known). `zone` is what fails together.
     `spare_addresses` are `host:port` of listening sockets that no instance owns yet; the
     planner gives one to a client while its command to the agent still travels. `sandbox` names
     what functions are held by on this node.
@@ -163,6 +164,7 @@ class NodeRecord:
     device_kind: str = "cpu"
     device_count: int = 0
     zone: str = ""
+    device_bytes: int = 0
 
     @property
     def path(self) -> str:

@@ -17,8 +17,16 @@ from stoker.placement.names import (
     valid_namespace,
     valid_secret_name,
 )
-from stoker.placement.records import CheckpointRef, FunctionRecord, Scaling, Task, encode
+from stoker.placement.records import (
+    CheckpointRef,
+    DeviceNeed,
+    FunctionRecord,
+    Scaling,
+    Task,
+    encode,
+)
 from stoker.placement.resources import parse_limits
+from stoker.placement.spec_devices import devices_of
 from stoker.placement.spec_fields import (
     PREFIX,
     checkpoint_uri,
@@ -41,8 +49,9 @@ SUPPORTED_KEYS = (
     "handler",
     "priority",
     "slo-ttft-ms",
+    "devices",
 )
-LATER_KEYS = ("slo-tpot-ms", "host-pin", "devices", "trigger-s3")
+LATER_KEYS = ("slo-tpot-ms", "host-pin", "trigger-s3")
 ENGINES = ("transformers",)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -80,6 +89,7 @@ class FunctionDraft:
     read_only_root_filesystem: bool
     priority: int
     slo_ttft_seconds: float | None
+    devices: tuple[DeviceNeed, ...]
 
 
 def parse_deployment(
@@ -124,6 +134,7 @@ def parse_deployment(
         read_only_root_filesystem=read_only,
         priority=_whole(annotations, "priority", 0, PRIORITY_MAXIMUM, "steps") or 0,
         slo_ttft_seconds=_slo_seconds(annotations),
+        devices=devices_of(annotations, model_uri),
     )
 
 
@@ -170,6 +181,7 @@ def record_from_draft(
         generation=generation,
         priority=draft.priority,
         slo_ttft_seconds=draft.slo_ttft_seconds,
+        devices=draft.devices,
     )
     record_bytes = len(encode(record))
     if record_bytes > RECORD_BYTES_MAXIMUM:

@@ -20,16 +20,18 @@ class Lack(IntEnum):
     POOL = 2
     SOCKET = 3
     DEVICE = 4
-    KIND = 5
-    NODE = 6
+    MEMORY = 5
+    KIND = 6
+    NODE = 7
 
 
 @dataclass(frozen=True)
 class Survey:
     """By row: `lack`, with what was `found` and its `limit`; whether waiting can end it (`able`).
 
-    `devices` is how many of its devices an instance takes. `seconds` are filled in by who predicts
-    them, and `picked` names the row that was chosen.
+    `devices` is how many of its devices an instance takes, `asked` what it may run on in words, and
+    `kinds` the devices that a `found` of the lack KIND is a number of. `seconds` are filled in by
+    who predicts them.
     """
 
     node_ids: tuple[str, ...]
@@ -39,6 +41,8 @@ class Survey:
     able: Bools
     devices: Ints
     seconds: Floats = field(default_factory=lambda: np.zeros(0))
+    asked: str = ""
+    kinds: tuple[str, ...] = ()
 
     @property
     def free(self) -> Bools:
@@ -68,8 +72,13 @@ class Survey:
                 return "no listening socket is ready"
             case Lack.DEVICE:
                 return f"{found} of its {limit} devices are free, {self.devices[row]} are needed"
+            case Lack.MEMORY:
+                return (
+                    f"each of its devices has {limit} B, and its part of the weights is {found} B"
+                )
             case Lack.KIND:
-                return "it has no device of a kind that is asked for"
+                has = f"{limit} of kind {self.kinds[found]}" if limit else "no devices"
+                return f"it has {has}, and {self.asked} is asked for"
             case _:
                 return None
 
@@ -81,7 +90,7 @@ def survey(fleet: Fleet, function: FunctionRecord) -> Survey:
     used, slots = rows.slots_used[:size], rows.slots[:size]
     devices_free, devices_all = rows.devices_free[:size], rows.devices[:size]
     pool = rows.pool_bytes[:size]
-    need = devices_needed(fleet, function.devices)
+    need = devices_needed(fleet, function)
     pool_need = rows.pinned_bytes[:size].copy()
     own_bytes = 0
     if function.checkpoint is not None:
@@ -90,13 +99,15 @@ def survey(fleet: Fleet, function: FunctionRecord) -> Survey:
         pool_need[fleet.holdings.pinning(function.checkpoint.digest)] -= own_bytes
     lack = np.zeros(size, np.int64)
     found, limit = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    part, device_bytes = _parts(fleet, function, need)
     # The last one that holds is the one that is told.
     for code, holds, is_found, is_limit in (
         (Lack.SOCKET, rows.spares[:size] <= 0, found, limit),
         (Lack.POOL, pool_need > pool, pool_need, pool) if own_bytes else (Lack.POOL, None, 0, 0),
         (Lack.DEVICE, need > devices_free, devices_free, devices_all),
         (Lack.SLOT, used >= slots, used, slots),
-        (Lack.KIND, need < 0, found, limit),
+        (Lack.MEMORY, part > device_bytes, part, device_bytes),
+        (Lack.KIND, need < 0, rows.kind[:size], devices_all),
         (Lack.NODE, ~present, found, limit),
     ):
         if holds is not None and holds.any():
@@ -104,12 +115,30 @@ def survey(fleet: Fleet, function: FunctionRecord) -> Survey:
             found = np.where(holds, is_found, found)
             limit = np.where(holds, is_limit, limit)
     able = present & (need >= 0) & (need <= devices_all) & (slots > 0) & (own_bytes <= pool)
-    return Survey(rows.names, lack, found, limit, able, need)
+    able &= part <= device_bytes
+    asked = " or ".join(map(_in_words, function.devices))
+    return Survey(rows.names, lack, found, limit, able, need, asked=asked, kinds=rows.kinds.names)
 
 
-def devices_needed(fleet: Fleet, needs: tuple[DeviceNeed, ...]) -> Ints:
-    """How many of its devices an instance takes on each row; -1 where it cannot run."""
-    rows, size = fleet.rows, fleet.rows.size
+def _parts(fleet: Fleet, function: FunctionRecord, need: Ints) -> tuple[Ints, Ints]:
+    """(bytes of the weights on each of so many devices, bytes of each) on each row, where known."""
+    device_bytes = fleet.rows.device_bytes[: fleet.rows.size]
+    if function.checkpoint is None or not function.devices:
+        return np.zeros_like(device_bytes), device_bytes
+    split = np.where((need > 0) & (device_bytes > 0), need, np.iinfo(np.int64).max)
+    return function.checkpoint.weight_bytes // split, device_bytes
+
+
+def _in_words(need: DeviceNeed) -> str:
+    return need.kind if need.kind == "cpu" else f"{need.kind}:{need.count}"
+
+
+def devices_needed(fleet: Fleet, function: FunctionRecord) -> Ints:
+    """How many of its devices an instance takes on each row; -1 where it cannot run.
+
+    None where it may do without and the node's are too few or too small.
+    """
+    rows, size, needs = fleet.rows, fleet.rows.size, function.devices
     if not needs:
         return np.zeros(size, np.int64)
     on_any = 0 if any(need.kind == "cpu" for need in needs) else -1
@@ -119,5 +148,7 @@ def devices_needed(fleet: Fleet, needs: tuple[DeviceNeed, ...]) -> Ints:
         if code is not None and need.kind != "cpu":
             by_kind[code] = need.count
     counts = by_kind[rows.kind[:size]]
-    too_many = counts > rows.devices[:size]
-    return np.where(too_many & (on_any == 0), 0, counts)
+    if on_any < 0:
+        return counts
+    part, device_bytes = _parts(fleet, function, counts)
+    return np.where((counts > rows.devices[:size]) | (part > device_bytes), 0, counts)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+from asyncio import to_thread
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from stoker.native import Pool
-from stoker.placement.errors import StartFailed, StokerError
+from stoker.placement.errors import DeviceFailed, StartFailed, StokerError
 from stoker.placement.records import CheckpointRef, FunctionRecord, NodeRecord
 from stoker.placement.state_lock import lock_state
 from stoker.placement.store import Store
@@ -35,6 +36,7 @@ from stoker.runtime.checkpoint.tiers import CheckpointCache
 from stoker.runtime.code_cache import CodeCache
 from stoker.runtime.environments import Environment, Environments
 from stoker.runtime.function_logs import FunctionLogs
+from stoker.runtime.gpus import Gpu, largest_group, read_driver
 from stoker.runtime.limits import free_memory_bytes
 from stoker.runtime.node import Node
 from stoker.runtime.parked import ParkedProcesses
@@ -117,16 +119,16 @@ async def _serve(
         on_change=lambda: agent.note_change() if agent else None,
         cluster_token=settings.cluster_token,
     )
-    groups, levels = await asyncio.to_thread(_holds)
+    (groups, levels), gpus = await asyncio.gather(to_thread(_holds), to_thread(_devices))
     zygote = ZygoteClient(
         program(settings.run_dir, os.environ),
         on_change=lambda: agent.announce() if agent else None,
     )
     zygotes = _zygotes(settings, zygote)
-    peers = await asyncio.to_thread(_peers, settings, store)
+    peers = await to_thread(_peers, settings, store)
     read_ahead = _read_ahead(cache, peers)
     agent = Agent(
-        _record(settings, address_of(listening), pool, levels + groups.levels),
+        _record(settings, address_of(listening), pool, levels + groups.levels, gpus),
         store,
         SpareSockets(settings.bind_host),
         announcements,
@@ -154,6 +156,7 @@ async def _serve(
             groups=groups,
             sandbox_levels=levels,
             hidden=(str(settings.state_dir),),
+            devices=tuple(gpu.identifier for gpu in gpus),
         )
         threads.submit(prepare_s3, checkpoint_settings)
         server = Server(application(settings.cluster_token, cache, logs, agent.health))
@@ -166,7 +169,7 @@ async def _serve(
             server.should_exit = True
             forking.cancel()
             await asyncio.wait({serving, forking})
-            await asyncio.to_thread(_end_loads, cache, read_ahead)
+            await to_thread(_end_loads, cache, read_ahead)
     _log.info("agent_stopped", node_id=settings.node_id)
 
 
@@ -196,8 +199,26 @@ def _holds() -> tuple[ControlGroups, tuple[str, ...]]:
     return groups, sandbox.in_force(found)
 
 
+def _devices() -> tuple[Gpu, ...]:
+    """The GPUs that instances may be given here; what others there are is logged."""
+    try:
+        found = read_driver().gpus
+    except DeviceFailed as error:
+        _log.warning("gpus_unknown", cause=error.cause, remedy=error.remedy)
+        return ()
+    chosen = largest_group(found)
+    if len(chosen) < len(found):
+        left_out = sorted({gpu.kind for gpu in found} - {gpu.kind for gpu in chosen})
+        _log.warning("gpus_left_out", kinds=left_out, announced=chosen[0].kind)
+    return chosen
+
+
 def _record(
-    settings: Settings, address: str, pool: Pool, sandbox_levels: tuple[str, ...]
+    settings: Settings,
+    address: str,
+    pool: Pool,
+    sandbox_levels: tuple[str, ...],
+    gpus: tuple[Gpu, ...],
 ) -> NodeRecord:
     return NodeRecord(
         node_id=settings.node_id,
@@ -207,6 +228,10 @@ def _record(
         ssd_bytes=settings.ssd_bytes,
         instances_maximum=settings.instances_maximum,
         sandbox=sandbox_levels,
+        zone=settings.zone,
+        device_kind=gpus[0].kind if gpus else "cpu",
+        device_count=len(gpus),
+        device_bytes=min((gpu.memory_bytes for gpu in gpus), default=0),
     )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from stoker.placement.errors import DeviceFailed
 from stoker.runtime.doctor_check import Check, size_in_words
+from stoker.runtime.gpus import read_driver
 from stoker.runtime.limits import CGROUP_ROOT, core_quota, memory_bytes
 
 MEMORY = "memory"
@@ -85,36 +87,17 @@ def check_digest_instructions(
 
 def check_gpus() -> Check:
     """What the NVIDIA driver says; no driver is no fault."""
-    import pynvml  # loads nothing before nvmlInit
-
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        if error.value == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
-            return Check(GPUS, "ok", "No NVIDIA driver was found: CPU only.")
-        return _broken_driver(error)
-    try:
-        driver = pynvml.nvmlSystemGetDriverVersion()
-        devices = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            total = size_in_words(int(pynvml.nvmlDeviceGetMemoryInfo(handle).total))
-            devices.append(f"{pynvml.nvmlDeviceGetName(handle)} with {total}")
-    except pynvml.NVMLError as error:
-        return _broken_driver(error)
-    finally:
-        pynvml.nvmlShutdown()
-    if not devices:
-        return Check(GPUS, "ok", f"The NVIDIA driver {driver} has no GPU: CPU only.")
-    return Check(
-        GPUS, "ok", f"{', '.join(devices)}; driver {driver}; functions compute on the CPU."
+        driver = read_driver()
+    except DeviceFailed as error:
+        return Check(GPUS, "warn", f"{error.cause} Nothing runs on a GPU here.", error.remedy)
+    if not driver.version:
+        return Check(GPUS, "ok", "No NVIDIA driver was found: CPU only.")
+    if not driver.gpus:
+        return Check(GPUS, "ok", f"The NVIDIA driver {driver.version} has no GPU: CPU only.")
+    devices = ", ".join(
+        f"{gpu.name} ({gpu.kind}) with {size_in_words(gpu.memory_bytes)}" for gpu in driver.gpus
     )
-
-
-def _broken_driver(error: object) -> Check:
     return Check(
-        GPUS,
-        "warn",
-        f"The NVIDIA driver does not answer ({error}), so models run on the CPU.",
-        "See what `nvidia-smi` says; a driver that was just updated needs a restart.",
+        GPUS, "ok", f"{devices}; driver {driver.version}; code functions may ask for them."
     )

@@ -70,6 +70,7 @@ class Instance:
         find_function: Callable[[], Awaitable[FunctionRecord]],
         node: Node,
     ) -> None:
+        self._order = order
         self._listening = listening
         self._find_function = find_function
         self._node = node
@@ -147,7 +148,8 @@ class Instance:
         loop, node = asyncio.get_running_loop(), self._node
         function = await self._find_function()
         limits = parse_limits(function.limits)
-        self._parked = node.parking.take(function)
+        devices = self._devices()
+        self._parked = None if devices else node.parking.take(function)
         if self._parked is None:
             making = asyncio.to_thread(node.groups.create, self.record.instance_id, limits)
             self._grouping = asyncio.ensure_future(making)
@@ -181,7 +183,19 @@ class Instance:
             checkpoint=starts[0] if starts else None,
             adapter=starts[1] if len(starts) > 1 else None,
             sandbox=await self._sandbox(limits),
+            devices=self._devices(),
         )
+
+    def _devices(self) -> tuple[str, ...]:
+        """The devices that it was given; StartFailed if the node has fewer by now."""
+        given, known = self._order.devices, self._node.devices
+        if any(number >= len(known) for number in given):
+            raise StartFailed(
+                f"Expected device {max(given)} on node {self._order.node_id}, found "
+                f"{len(known)} devices.",
+                "Place the function again.",
+            )
+        return tuple(known[number] for number in given)
 
     async def _hand_over(self, start: WorkerStart) -> None:
         """To the process that is parked for it, or else to a fork."""

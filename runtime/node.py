@@ -111,7 +111,8 @@ class Node:
     `sandbox_levels` are those that every worker enters, `hidden` the folders that none sees.
     `open_checkpoint` and `open_code` block and are run in `threads`; waiting for a load to end
     takes a thread of `waiting_threads`. A checkpoint is opened for a function, for which there must
-    be memory. `on_serving` is told the init seconds.
+    be memory. `on_serving` is told the init seconds. `devices` are the node's, by their numbers, as
+    CUDA names them.
     """
 
     open_checkpoint: Callable[[CheckpointRef, FunctionRecord], OpenCheckpoint]
@@ -130,3 +131,4 @@ class Node:
     groups: ControlGroups
     sandbox_levels: tuple[str, ...]
     hidden: tuple[str, ...]
+    devices: tuple[str, ...] = ()

@@ -197,7 +197,11 @@ def _lasting(function: FunctionRecord) -> FunctionRecord:
 
 
 def _can_be_parked(start: WorkerStart) -> bool:
-    """A classic function has nothing to make ready: each of its requests is a process."""
+    """Not with devices: its code, imported ahead, might take one that is somebody else's. A
+    classic function has nothing to make ready: each of its requests is a process.
+    """
+    if start.devices:
+        return False
     if start.function.task != "custom":
         return start.checkpoint is not None
     if start.code_dir is None:

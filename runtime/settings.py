@@ -17,7 +17,7 @@ from stoker.placement.environment import (
     store_url,
     whole_number,
 )
-from stoker.placement.names import valid_node_id
+from stoker.placement.names import valid_node_id, valid_zone
 from stoker.placement.secrets_file import read_secret
 from stoker.runtime.limits import GIB, core_count, default_dram_bytes, memory_bytes
 
@@ -26,7 +26,8 @@ from stoker.runtime.limits import GIB, core_count, default_dram_bytes, memory_by
 class Settings:
     """What one node agent is told. `bind_host` is also the host of every instance address.
 
-    `pool_descriptor` is a memory file that is handed from agent to agent, None without one.
+    `pool_descriptor` is a memory file that is handed from agent to agent, None without one. `zone`
+    is what fails together with this node, empty if that is not known.
     """
 
     store_url: str
@@ -41,6 +42,7 @@ class Settings:
     instances_maximum: int
     log_level: str
     pool_descriptor: int | None
+    zone: str
 
     @property
     def ssd_dir(self) -> Path:
@@ -82,6 +84,7 @@ class Settings:
             instances_maximum=whole_number(environment, "STOKER_INSTANCES_MAXIMUM", 16),
             log_level=log_level(environment),
             pool_descriptor=descriptor(environment, "STOKER_POOL_DESCRIPTOR"),
+            zone=valid_zone(environment.get("STOKER_ZONE", "")),
         )
 
 

@@ -241,6 +241,8 @@ def become(start: WorkerStart, log: int) -> Joining:
         | {"HOME": str(work_dir), "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
         | _identity(start)
         | dict(start.function.environment)
+        # Last: the others belong to other instances.
+        | {"CUDA_VISIBLE_DEVICES": ",".join(start.devices)}
     )
     joining = Joining(start.sandbox.groups)
     sandbox.enter(start.sandbox.levels, _plan(start))

@@ -72,7 +72,8 @@ class SandboxStart:
 class WorkerStart:
     """One worker to start. `token` is what its callers must know, and no more than that.
 
-    `started_at` is time.monotonic() when the agent saw the assignment.
+    `started_at` is time.monotonic() when the agent saw the assignment. `devices` are those that it
+    may use, as CUDA names them.
 
     With a `failure` (wire form) it is to serve nothing, but to tell that to whoever waits for it.
     """
@@ -88,6 +89,7 @@ class WorkerStart:
     failure: Mapping[str, Any] | None = None
     adapter: CheckpointStart | None = None
     sandbox: SandboxStart = SandboxStart()
+    devices: tuple[str, ...] = ()
 
     @property
     def descriptor_names(self) -> tuple[str, ...]:

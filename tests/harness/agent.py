@@ -73,11 +73,18 @@ class AgentProcess:
         self.store.put(function.path, encode(function))
 
     def assign(
-        self, instance_id: str, function: FunctionRecord, *, address: str = "", epoch: int = 1
+        self,
+        instance_id: str,
+        function: FunctionRecord,
+        *,
+        address: str = "",
+        epoch: int = 1,
+        devices: tuple[int, ...] = (),
     ) -> Assignment:
         address = address or self.view.snapshot().nodes[NODE].spare_addresses[0]
         order = Assignment(
-            *(instance_id, function.key, function.generation, NODE, address, epoch, time.time())
+            *(instance_id, function.key, function.generation, NODE, address, epoch, time.time()),
+            devices=devices,
         )
         self.store.put(order.path, encode(order))
         self._assigned[address] = instance_id

@@ -77,6 +77,7 @@ def cases(draw: st.DrawFn) -> Case:
             peer_bandwidth=draw(st.sampled_from([0.0, 0.5 * GB, 2.0 * GB])),
             device_kind=draw(st.sampled_from(["cpu", "h100", "a100"])),
             device_count=draw(st.integers(0, 3)),
+            device_bytes=draw(st.sampled_from([0, GB // 2, 4 * GB])),
             device_bandwidth=draw(st.sampled_from([0.0, 4.0 * GB])),
             zone=draw(st.sampled_from(["", "x", "y"])),
             zygote_ready=draw(st.booleans()),
@@ -190,7 +191,9 @@ def devices_of(owner: FunctionRecord, on: NodeRecord) -> int | None:
     on_cpu = 0 if any(need.kind == "cpu" for need in owner.devices) else None
     for need in owner.devices:
         if need.kind == on.device_kind and need.kind != "cpu":
-            return need.count if need.count <= on.device_count or on_cpu is None else on_cpu
+            weight_bytes = owner.checkpoint.weight_bytes if owner.checkpoint else 0
+            fits = not on.device_bytes or weight_bytes // need.count <= on.device_bytes
+            return need.count if need.count <= on.device_count and fits else on_cpu
     return on_cpu
 
 

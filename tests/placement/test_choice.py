@@ -335,22 +335,3 @@ class TestZones:
     def test_a_much_slower_zone_only_when_nobody_waits(self) -> None:
         assert self.chosen(waited=True, slower=2.0) == "b"
         assert self.chosen(waited=False, slower=2.0) == "c"
-
-
-def test_a_tensor_parallel_group_takes_devices_of_one_node() -> None:
-    f = function("f", MODEL, devices=(DeviceNeed("gpu", 2),))
-    common = {"device_kind": "gpu", "dram_bytes": 64 * GB}
-    nodes = [node(name, device_count=count, **common) for name, count in (("a", 1), ("b", 2))]
-    taken = assignment("1-0", f, "b", devices=(0,))
-    fleet = Fleet([f, *nodes], NOW)
-    chosen = choose(fleet, Ask(f), NOW).chosen
-    assert chosen is not None
-    assert (chosen.node_id, chosen.device_count) == ("b", 2)
-    fleet.put(taken, NOW)
-    made = choose(fleet, Ask(f), NOW)
-    assert made.chosen is None
-    reasons = dict(made.survey.refusals())
-    assert reasons == {
-        "a": "1 of its 1 devices are free, 2 are needed",
-        "b": "1 of its 2 devices are free, 2 are needed",
-    }

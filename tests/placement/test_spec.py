@@ -54,7 +54,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(key: str, nearest:
         parse_deployment(deployment(annotations={f"stoker/{key}": "x"}))
 
 
-@pytest.mark.parametrize("key", ["slo-tpot-ms", "host-pin", "devices", "trigger-s3"])
+@pytest.mark.parametrize("key", ["slo-tpot-ms", "host-pin", "trigger-s3"])
 def test_a_key_of_a_later_release_is_refused_and_not_ignored(key: str) -> None:
     with pytest.raises(BadSpec, match=f"stoker/{key} is not supported in this release"):
         parse_deployment(deployment(annotations={**MODEL, f"stoker/{key}": "1"}))

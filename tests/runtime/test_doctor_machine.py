@@ -7,23 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.nvml import compile_nvml
 from stoker.runtime.doctor_machine import check_cores, check_digest_instructions, check_memory
 
 GIB = 1 << 30
-NVML = r"""
-#include <string.h>
-typedef struct { unsigned long long total, free, used; } Memory;
-int nvmlInitWithFlags(unsigned flags) { return INIT; }
-int nvmlShutdown(void) { return 0; }
-const char* nvmlErrorString(int code) { return "Driver/library version mismatch"; }
-int nvmlSystemGetDriverVersion(char* text, unsigned n) { strncpy(text, "570.1", n); return 0; }
-int nvmlDeviceGetCount_v2(unsigned* count) { *count = COUNT; return 0; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned i, void** device) { *device = "x" + 0 * i; return 0; }
-int nvmlDeviceGetName(void* device, char* text, unsigned n) { strncpy(text, "A1", n); return 0; }
-int nvmlDeviceGetMemoryInfo(void* device, Memory* memory) {
-  memory->total = 24ull << 30; memory->free = memory->used = 12ull << 30; return 0;
-}
-"""
 
 
 def meminfo(folder: Path, available_bytes: int) -> Path:
@@ -116,30 +103,23 @@ def gpus_seen(library_folder: Path) -> list[str]:
     return ran.stdout.split("|")
 
 
-def compile_nvml(folder: Path, count: int, init: int = 0) -> Path:
-    source = folder / "nvml.c"
-    source.write_text(NVML)
-    library = folder / "libnvidia-ml.so.1"
-    flags = ["-shared", "-fPIC", f"-DCOUNT={count}", f"-DINIT={init}"]
-    subprocess.run(["gcc", *flags, "-o", str(library), str(source)], check=True, timeout=60)
-    return folder
-
-
 def test_gpus_are_named_with_their_memory_and_driver(tmp_path: Path) -> None:
-    state, found = gpus_seen(compile_nvml(tmp_path, count=2))
+    state, found = gpus_seen(compile_nvml(tmp_path, "NVIDIA A10", "Tesla T4"))
 
     assert state == "ok"
-    assert found.startswith("A1 with 24.0 GiB, A1 with 24.0 GiB; driver 570.1")
+    assert found.startswith(
+        "NVIDIA A10 (a10) with 24.0 GiB, Tesla T4 (t4) with 24.0 GiB; driver 570.1"
+    )
 
 
 def test_a_driver_without_gpus_means_the_cpu(tmp_path: Path) -> None:
-    state, found = gpus_seen(compile_nvml(tmp_path, count=0))
+    state, found = gpus_seen(compile_nvml(tmp_path))
 
     assert (state, "CPU only" in found) == ("ok", True)
 
 
 def test_a_broken_driver_is_told(tmp_path: Path) -> None:
-    state, found = gpus_seen(compile_nvml(tmp_path, count=1, init=18))
+    state, found = gpus_seen(compile_nvml(tmp_path, "NVIDIA A10", init=18))
 
     assert state == "warn"
     assert "mismatch" in found.lower()

@@ -29,9 +29,10 @@ def test_what_is_not_set_has_a_default(tmp_path: Path) -> None:
 
 def test_what_is_set_holds(tmp_path: Path) -> None:
     given = {"STOKER_AGENT_BIND": "[::1]:99", "STOKER_CORES": "3", "STOKER_DRAM_BYTES": "12345"}
+    given["STOKER_ZONE"] = "rack-1"
     settings = Settings.from_environment(environment(tmp_path) | given)
     assert (settings.bind_host, settings.bind_port) == ("::1", 99)
-    assert (settings.cores, settings.dram_bytes) == (3, 12345)
+    assert (settings.cores, settings.dram_bytes, settings.zone) == (3, 12345, "rack-1")
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,7 @@ def test_what_is_set_holds(tmp_path: Path) -> None:
         ("STOKER_AGENT_BIND", "0.0.0.0:0", "STOKER_AGENT_BIND"),
         ("STOKER_AGENT_BIND", "127.0.0.1:99999", "STOKER_AGENT_BIND"),
         ("STOKER_NODE_ID", "a/b", "a node id .* found 'a/b'"),
+        ("STOKER_ZONE", "rack 1", "a zone .* found 'rack 1'"),
         ("STOKER_CORES", "0", "STOKER_CORES"),
         ("STOKER_DRAM_BYTES", "much", "STOKER_DRAM_BYTES"),
         ("STOKER_LOG_LEVEL", "loud", "STOKER_LOG_LEVEL"),
