@@ -38,7 +38,7 @@ NEAR_SECONDS = 0.05
 _FAR = 1 << 30
 
 Column = Bools | Ints | Floats
-Kind = Literal["warm", "dram", "ssd", "peer", "remote", "wait", "migrate", "preempt"]
+Kind = Literal["warm", "dram", "ssd", "peer", "remote", "wait", "migrate", "preempt", "drain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,8 @@ class Ask:
     nodes that come last. `existing` is an instance that is there, and in how many seconds it would
     take the request. `number` makes each draw of a random policy another. Since `since` somebody
     waits, which counts against the function's promise. From an instance that serves to the first
-    token it takes `prefill_seconds`.
+    token it takes `prefill_seconds`. Nobody serves who is `urgent`: it may take the place of a
+    lower priority that is in use.
     """
 
     function: FunctionRecord
@@ -59,6 +60,7 @@ class Ask:
     number: int = 0
     since: float | None = None
     prefill_seconds: float = PREFILL_SECONDS
+    urgent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,9 @@ class _Choice:
         )
         self._forecast = predict(ask.function, prefill_seconds=ask.prefill_seconds)
         self._survey = survey(fleet, ask.function)
-        self._ways = Ways(fleet, ask.function, now, placing, abilities, giving, predict)
+        self._ways = Ways(
+            fleet, ask.function, now, placing, abilities, giving, predict, urgent=ask.urgent
+        )
 
     def decide(self) -> Decision:
         fleet, ask, predicted, seen = self._fleet, self._ask, self._forecast, self._survey
@@ -287,7 +291,7 @@ class _Choice:
 
 def _kind(stages: Stages, room: Room) -> Kind:
     ways = {victim.how for victim in room.victims}
-    for way in ("preempt", "migrate", "wait"):
+    for way in ("preempt", "drain", "migrate", "wait"):
         if way in ways:
             return way
     return stages.source

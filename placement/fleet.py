@@ -364,17 +364,24 @@ class Fleet:
 
     def _sum_up(self, row: int) -> None:
         """The least that it may take, in seconds or in loss, until something on the node ends."""
-        rows, here = self.rows, self._by_row.get(row, {}).values()
-        busy = [(placed.work, placed.assignment.function) for placed in here if placed.work]
-        rows.busy[row] = len(busy)
-        rows.frees_at[row] = min((work.ends_at for work, _ in busy), default=math.inf)
-        tokens = (work.tokens for work, _ in busy if work.resumable)
-        rows.least_tokens[row] = min(tokens, default=math.inf)
-        owners = (self.functions.get(key) for _, key in busy)
-        priorities = (owner.priority if owner else -math.inf for owner in owners)
-        rows.least_priority[row] = min(priorities, default=math.inf)
-        losses = (self._spare.get(p.assignment.function, math.inf) for p in here if not p.work)
-        rows.least_loss[row] = min(losses, default=math.inf)
+        rows, busy = self.rows, 0
+        frees_at = tokens = loss = working = spare = held = math.inf
+        for placed in self._by_row.get(row, {}).values():
+            work, owner = placed.work, self.functions.get(placed.assignment.function)
+            priority = owner.priority if owner else -math.inf
+            if work is None:
+                lost = self._spare.get(placed.assignment.function)
+                if lost is None:
+                    held = min(held, priority)
+                else:
+                    loss, spare = min(loss, lost), min(spare, priority)
+                continue
+            busy, frees_at, working = busy + 1, min(frees_at, work.ends_at), min(working, priority)
+            if work.resumable:
+                tokens = min(tokens, work.tokens)
+        rows.busy[row], rows.frees_at[row], rows.least_tokens[row] = busy, frees_at, tokens
+        rows.least_loss[row], rows.least_priority[row] = loss, working
+        rows.least_spare_priority[row], rows.least_held_priority[row] = spare, held
 
     def _settle_doubt(self, assignment: Assignment) -> None:
         instance = self.instances.get(assignment.instance_id)

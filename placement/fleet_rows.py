@@ -43,6 +43,8 @@ _COLUMNS: dict[str, type] = {
     "least_tokens": np.float64,
     "least_loss": np.float64,
     "least_priority": np.float64,
+    "least_spare_priority": np.float64,
+    "least_held_priority": np.float64,
 }
 # Until something is known.
 _INFINITE = (
@@ -54,6 +56,8 @@ _INFINITE = (
     "least_tokens",
     "least_loss",
     "least_priority",
+    "least_spare_priority",
+    "least_held_priority",
 )
 
 
@@ -67,8 +71,9 @@ class Rows:
 
     `busy` counts the instances known to work: `frees_at` is when the first of them is expected to
     be done, `least_tokens` the smallest work that can be moved, `least_priority` the lowest of
-    their functions'. `least_loss` is what the cheapest idle instance costs. Infinite: there is
-    none.
+    their functions'. `least_loss` is what the cheapest idle instance costs, and
+    `least_spare_priority` the lowest of those that may be stopped, `least_held_priority` of those
+    that may not, and of which nothing says that they work. Infinite: there is none.
     """
 
     present: Bools
@@ -98,6 +103,8 @@ class Rows:
     least_tokens: Floats
     least_loss: Floats
     least_priority: Floats
+    least_spare_priority: Floats
+    least_held_priority: Floats
 
     def __init__(self) -> None:
         self.size = 0

@@ -24,8 +24,8 @@ class Placing:
 
     `overlapped` chooses the estimate. With `careful`, no promise made for another start is broken,
     peers send weights, instances of one function spread over zones, an existing instance that
-    is free sooner is waited for, and only a lower priority is preempted. With `prefetches`, idle
-    disks read ahead.
+    is free sooner is waited for, and priorities count: only a lower one is preempted, and idle
+    instances of a lower one go first. With `prefetches`, idle disks read ahead.
     """
 
     name: str
@@ -63,13 +63,17 @@ PLACINGS: Mapping[str, Placing] = {
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What the nodes of the cluster can carry out beside starts and stops of idle instances."""
+    """What the nodes of the cluster can carry out beside starts and stops of idle instances.
+
+    To `drain` is to take no more requests and let those that run end.
+    """
 
     migrate: bool = False
     preempt: bool = False
     peers: bool = True
+    drain: bool = False
 
 
 # A running stream cannot be moved or put aside yet.
-PRESENT_ABILITIES = Abilities()
+PRESENT_ABILITIES = Abilities(drain=True)
 EVERY_ABILITY = Abilities(migrate=True, preempt=True)

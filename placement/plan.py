@@ -247,6 +247,7 @@ class _Draft:
             existing=self._existing(function, demand),
             number=self._number,
             prefill_seconds=demand.prefill_seconds or PREFILL_SECONDS,
+            urgent=demand.busy and not self.current(function.key),
         )
         made = choose(
             self._fleet,
@@ -263,7 +264,8 @@ class _Draft:
             self._decisions.append((made, None))
             return False
         started = None
-        if not chosen.instance_id and all(victim.how == "stop" for victim in chosen.victims):
+        ways = {victim.how for victim in chosen.victims}
+        if not chosen.instance_id and ways <= {"stop", "drain"}:
             started = self._carry_out(function, chosen)
         self._decisions.append((made, started))
         return started is not None
@@ -284,7 +286,8 @@ class _Draft:
 
     def _carry_out(self, function: FunctionRecord, chosen: Candidate) -> Assignment:
         for victim in chosen.victims:
-            self._stop(victim.assignment, f"its place was needed for {function.key}")
+            lower = ", whose priority is higher" if victim.how == "drain" else ""
+            self._stop(victim.assignment, f"its place was needed for {function.key}{lower}")
             self._note_spare(self._fleet.functions[victim.assignment.function])
         address = self._fleet.free_address(chosen.node_id)
         assert address is not None, "a candidate's node has a spare address"

@@ -1,4 +1,4 @@
-"""How a place on a node becomes free: whom to stop, wait for, migrate or preempt. Pure."""
+"""How a place on a node becomes free: whom to stop, drain, wait for, migrate or preempt. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stoker.placement.estimate import pool_bytes
 from stoker.placement.fleet import Fleet, Placed
 from stoker.placement.records import Assignment, CheckpointRef
 
-How = Literal["stop", "wait", "migrate", "preempt"]
+How = Literal["stop", "wait", "migrate", "preempt", "drain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Victim:
 @dataclass(frozen=True, slots=True)
 class Option:
     """One way for one instance to go. `loss_seconds` is the waiting that it will probably cost
-    others, `order` begins with the same for each byte.
+    others, `order` begins with its priority and, of an idle one, the same for each byte.
     """
 
     victim: Victim

@@ -22,12 +22,18 @@ from stoker.placement.survey import survey
 
 # With more nodes that have room than this, any checkpoint may be on one of them.
 ROOMY_MAXIMUM = 256
+# A second of waiting of a higher priority counts as so many of the one that asks.
+HIGHER_WEIGHT = 10.0
+# What draining an instance counts that is in use: as long as its requests may go on.
+DRAIN_LOSS_SECONDS = 30.0
 
 Giving = Callable[[Placed], tuple[float, tuple[float, ...]] | None]
 
 
 class Ways:
     """For one start of `function`. `predict` makes the forecast of another function's start.
+
+    Who is `urgent` may take the place of a lower priority that is in use.
 
     `giving` says of an idle instance what stopping it will probably cost, in seconds of waiting,
     and its place among those that cost the same; None if it must stay.
@@ -42,9 +48,12 @@ class Ways:
         abilities: Abilities,
         giving: Giving,
         predict: Callable[[FunctionRecord], Forecast],
+        *,
+        urgent: bool = False,
     ) -> None:
         self._fleet = fleet
         self._function = function
+        self._drains = urgent and placing.careful and abilities.drain
         self._now = now
         self._overlapped = placing.overlapped
         self._waits = placing.waits
@@ -64,6 +73,8 @@ class Ways:
             if placed.assignment.generation != self._function.generation:
                 # It gives its place to its successor, also while it is busy.
                 loss[placed.row] = 0.0
+        if self._careful:
+            self._forgive_lower(loss)
         if self._preempts and self._careful:
             loss[rows.least_priority[:size] < self._function.priority] = 0.0
         elif self._preempts:
@@ -77,6 +88,14 @@ class Ways:
             pause = resume_seconds(rows.least_tokens[:size]) if self._careful else 0.0
             least = np.minimum(least, predicted.after(moves) + pause)
         return np.asarray(least)
+
+    def _forgive_lower(self, loss: Floats) -> None:
+        """Idle instances of lower priorities cost nothing, and the others a drain at most."""
+        rows, size, own = self._fleet.rows, self._fleet.rows.size, self._function.priority
+        loss[rows.least_spare_priority[:size] < own] = 0.0
+        if self._drains:
+            held = rows.least_held_priority[:size] < own
+            loss[held] = np.minimum(loss[held], DRAIN_LOSS_SECONDS)
 
     def of(self, row: int, start_seconds: Callable[[float], float] | None) -> list[Option]:
         """The ways of every instance on the node.
@@ -102,26 +121,42 @@ class Ways:
         return found
 
     def _still(self, placed: Placed) -> list[Option]:
-        """To be stopped, waited for, or preempted where it is."""
+        """To be stopped, drained, waited for, or preempted where it is."""
         work, assignment, found = placed.work, placed.assignment, []
+        priority = self._priority(placed)
         if work is None:
             given = self._giving(placed)
-            if given is None:
-                return []
-            return [Option(Victim(assignment, "stop", 0.0), given[0], given[1], placed)]
+            if given is not None:
+                loss = given[0] * self._weight(priority)
+                order = (priority, *given[1])
+                return [Option(Victim(assignment, "stop", 0.0), loss, order, placed)]
+            if self._drains and priority < self._function.priority:
+                loss = DRAIN_LOSS_SECONDS
+                return [Option(Victim(assignment, "drain", 0.0), loss, (priority, loss), placed)]
+            return []
         if assignment.function == self._function.key:
             return []  # It goes on with whoever waits.
         left = max(0.0, work.ends_at - self._now)
         if self._waits and left < math.inf:
-            found.append(Option(Victim(assignment, "wait", left), 0.0, (left,), placed))
-        if self._preempts and self._may_preempt(placed):
+            found.append(Option(Victim(assignment, "wait", left), 0.0, (priority, left), placed))
+        if self._preempts and (not self._careful or priority < self._function.priority):
             loss = left if self._careful and left < math.inf else 0.0
-            found.append(Option(Victim(assignment, "preempt", 0.0), loss, (loss,), placed))
+            found.append(Option(Victim(assignment, "preempt", 0.0), loss, (priority, loss), placed))
         return found
 
-    def _may_preempt(self, placed: Placed) -> bool:
+    def _priority(self, placed: Placed) -> float:
+        """0 of everybody where the policy does not care."""
         owner = self._fleet.functions.get(placed.assignment.function)
-        return not self._careful or owner is None or owner.priority < self._function.priority
+        if not self._careful:
+            return 0.0
+        return owner.priority if owner else -math.inf
+
+    def _weight(self, priority: float) -> float:
+        """What a second of its waiting counts beside one of who asks."""
+        own = self._function.priority if self._careful else 0.0
+        if priority == own:
+            return 1.0
+        return 0.0 if priority < own else HIGHER_WEIGHT
 
     def _may_move(self, placed: Placed) -> bool:
         return (
@@ -140,7 +175,7 @@ class Ways:
         row, start = target
         seconds, loss = start + resume_seconds(placed.work.tokens), self._pause(placed)
         victim = Victim(placed.assignment, "migrate", seconds, self._fleet.rows.ids[row])
-        return Option(victim, loss, (loss,), placed)
+        return Option(victim, loss, (self._priority(placed), loss), placed)
 
     def _pause(self, placed: Placed) -> float:
         """What moving it costs whoever reads its stream, as far as the policy cares."""

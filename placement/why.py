@@ -77,6 +77,7 @@ _FROM = {
     "wait": "its place became free there",
     "migrate": "what ran there could go on elsewhere",
     "preempt": "what ran there had a lower priority",
+    "drain": "what is in use there had a lower priority and takes no more calls",
     "warm": "an instance was ready there",
 }
 
