@@ -241,9 +241,9 @@ class Router:
                 state.asking.cancel()
 
     def _demand_of(self, state: _State) -> FunctionDemand:
-        in_flight, queued = sum(state.in_flight.values()), len(state.queue)
+        in_flight, queued, now = sum(state.in_flight.values()), len(state.queue), self._clock()
         busy = in_flight or queued
-        idle_seconds = 0.0 if busy else max(0.0, self._clock() - state.ended_at)
+        idle_seconds = 0.0 if busy else max(0.0, now - state.ended_at)
         return FunctionDemand(
             in_flight,
             queued,
@@ -254,6 +254,7 @@ class Router:
             state.request_seconds if state.measured else 0.0,
             state.prefill_seconds,
             tuple(state.in_flight),
+            now - min((waiter.arrived_at for waiter in state.queue), default=now),
         )
 
     def _targets(self, key: str, state: _State) -> dict[str, Target]:

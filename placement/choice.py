@@ -258,20 +258,29 @@ class _Choice:
         room = room or Room((), 0.0, 0.0)
         stages = predicted.stages(row, room.seconds)
         peer = int(predicted.peer[row])
-        deadline = math.inf
-        if function.slo_ttft_seconds is not None:
-            since = self._now if self._ask.since is None else self._ask.since
-            deadline = since + function.slo_ttft_seconds - predicted.prefill
+        seconds = float(predicted.after(room.seconds, row))
         return Candidate(
             kind=_kind(stages, room),
             node_id=fleet.rows.ids[row],
-            seconds=float(predicted.after(room.seconds, row)),
+            seconds=seconds,
             stages=stages,
             victims=room.victims,
             device_count=int(self._survey.devices[row]),
             peer=fleet.rows.ids[peer] if stages.source == "peer" else "",
-            deadline=deadline,
+            deadline=self._deadline(seconds),
         )
+
+    def _deadline(self, seconds: float) -> float:
+        """When the load must be done for the function's promise, counted from the arrival.
+
+        What comes too late whatever the others do is not promised: it would keep them from the
+        links for nothing.
+        """
+        promised = self._ask.function.slo_ttft_seconds
+        if promised is None:
+            return math.inf
+        by = promised + (self._now if self._ask.since is None else self._ask.since)
+        return by - self._forecast.prefill if self._now + seconds <= by else math.inf
 
     def _existing(self, chosen: Candidate | None, cost: float) -> Candidate | None:
         """The instance that is there, if it takes the request before a new one would."""

@@ -153,11 +153,13 @@ class DemandLedger:
 
     def demand_of(self, key: str, now: float) -> Demand:
         """All that is known of the demand for one function."""
-        fresh = [
-            report[key][0]
+        told = [
+            report[key]
             for report in self._reports.values()
             if key in report and now - report[key][1] <= REPORT_SECONDS
         ]
+        fresh = [demand for demand, _ in told]
+        waiting = (at - demand.waited_seconds for demand, at in told if demand.queued)
         memory = self._memories.get(key) or _Memory(self._unknown)
         failure = memory.failure
         calls, age = self._calls.seen(key, now)
@@ -178,6 +180,7 @@ class DemandLedger:
             queued_tokens=sum(demand.queued_tokens for demand in fresh),
             autoscaled=self._autoscaler.decision(key),
             working=frozenset[str]().union(*(demand.working for demand in fresh)),
+            waiting_since=min(waiting, default=None),
         )
 
     def failed(self, instance: InstanceRecord, error: StokerError, now: float) -> bool:

@@ -247,6 +247,7 @@ class _Draft:
             existing=self._existing(function, demand),
             number=self._number,
             prefill_seconds=demand.prefill_seconds or PREFILL_SECONDS,
+            since=demand.waiting_since,
             urgent=demand.busy and not self.current(function.key),
         )
         made = choose(

@@ -303,7 +303,8 @@ class FunctionDemand:
     `called_version` is the store's version of the function's record that the gateway knew when it
     was last called, -1 if it never was: no clock tells what came first, a call or a scale request.
     `requests` have come in all since the gateway began; `queued_tokens` are about what those that
-    wait have for their prompts. `working` are the instances that those in flight are at.
+    wait have for their prompts. `working` are the instances that those in flight are at. The one
+    that waits longest came `waited_seconds` ago.
     """
 
     in_flight: int
@@ -315,6 +316,7 @@ class FunctionDemand:
     request_seconds: float = 0.0
     prefill_seconds: float = 0.0
     working: tuple[str, ...] = ()
+    waited_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

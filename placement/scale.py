@@ -43,6 +43,7 @@ class Demand:
     0 as long as that is not known.
     `queued_tokens` are the prompts' of what waits, 0 if unknown; `autoscaled` is what averages say.
     `working` are the instances that have requests.
+    Since `waiting_since` the first request waits, if one does.
     """
 
     in_flight: int = 0
@@ -61,6 +62,7 @@ class Demand:
     queued_tokens: int = 0
     autoscaled: Autoscaled | None = None
     working: frozenset[str] = frozenset()
+    waiting_since: float | None = None
 
     @property
     def busy(self) -> bool:

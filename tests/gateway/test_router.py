@@ -218,6 +218,27 @@ def test_a_failure_of_placement_is_told_only_when_nothing_runs() -> None:
     asyncio.run(run())
 
 
+def test_placement_is_told_how_long_the_first_has_waited() -> None:
+    async def run() -> None:
+        world = World(snapshot(instance("a", "serving"), assigned=("a",)))
+        held = await world.router.acquire(FUNCTION)
+        assert world.router.demand()[FUNCTION.key].waited_seconds == 0.0
+        waiting = []
+        for _ in range(2):
+            waiting.append(asyncio.create_task(world.router.acquire(FUNCTION)))
+            await asyncio.sleep(0.01)
+            world.now += 1.5
+        assert world.router.demand()[FUNCTION.key].waited_seconds == 3.0
+        world.router.release(held)
+        first = await waiting[0]
+        assert world.router.demand()[FUNCTION.key].waited_seconds == 1.5
+        world.router.release(first)
+        world.router.release(await waiting[1])
+        world.router.close()
+
+    asyncio.run(run())
+
+
 def test_waiting_has_an_end() -> None:
     async def run() -> None:
         world = World(snapshot(), queue_seconds=0.05)

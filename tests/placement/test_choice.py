@@ -298,19 +298,25 @@ class TestPromises:
         assert chosen is not None
         assert chosen.node_id == expected
 
-    def test_a_start_promises_what_its_function_states(self) -> None:
+    @pytest.mark.parametrize(("waited", "promised"), [(0.0, 9.0), (2.0, 7.0), (6.0, math.inf)])
+    def test_a_start_promises_what_its_function_states_from_the_arrival_on(
+        self, waited: float, promised: float
+    ) -> None:
+        """It takes 4.1 s; what cannot be kept any more is not promised."""
         f = function("f", MODEL, slo_ttft_seconds=9.0)
-        fleet = Fleet([node(**DRAM), f], NOW)
-        chosen = choose(fleet, Ask(f, since=NOW - 2.0), NOW).chosen
+        held = ResidentRecord("n", MODEL.digest, 0, 4 * GB)
+        fleet = Fleet([node(**DRAM), f, held], NOW)
+        chosen = choose(fleet, Ask(f, since=NOW - waited), NOW).chosen
         assert chosen is not None
-        assert chosen.deadline == NOW + 7.0 - PREFILL_SECONDS
+        assert chosen.deadline == NOW + promised - PREFILL_SECONDS
 
     def test_a_long_prefill_leaves_less_time_for_the_load(self) -> None:
         f = function("f", MODEL, slo_ttft_seconds=9.0)
-        fleet = Fleet([node(**DRAM), f], NOW)
-        chosen = choose(fleet, Ask(f, since=NOW - 2.0, prefill_seconds=3.0), NOW).chosen
+        held = ResidentRecord("n", MODEL.digest, 0, 4 * GB)
+        fleet = Fleet([node(**DRAM), f, held], NOW)
+        chosen = choose(fleet, Ask(f, since=NOW - 1.0, prefill_seconds=3.0), NOW).chosen
         assert chosen is not None
-        assert chosen.deadline == NOW + 4.0
+        assert chosen.deadline == NOW + 5.0
         assert chosen.stages.prefill == 3.0
 
 

@@ -38,6 +38,18 @@ def test_a_report_replaces_the_gateways_last_one() -> None:
     assert (found.busy, found.last_active) == (False, 10.0)
 
 
+def test_who_waits_longest_counts_from_its_arrival_at_its_gateway() -> None:
+    ledger = DemandLedger()
+    assert ledger.demand_of("f.ns", 10.0).waiting_since is None
+    for gateway, waited_seconds, at in (("a", 0.5, 10.0), ("b", 3.0, 11.0), ("c", 0.1, 12.0)):
+        asked = dataclasses.replace(BUSY["f.ns"], waited_seconds=waited_seconds)
+        ledger.hear(gateway, {"f.ns": asked}, FUNCTIONS, at)
+    assert ledger.demand_of("f.ns", 12.0).waiting_since == 8.0
+    nobody = dataclasses.replace(BUSY["f.ns"], queued=0)
+    ledger.hear("b", {"f.ns": nobody}, FUNCTIONS, 12.0)
+    assert ledger.demand_of("f.ns", 12.0).waiting_since == 9.5
+
+
 def test_an_old_report_counts_no_requests_but_its_last_use_stays() -> None:
     ledger = DemandLedger()
     ledger.hear("a", BUSY, FUNCTIONS, 10.0)

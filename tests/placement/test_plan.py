@@ -26,7 +26,8 @@ from harness.plans import (
 from stoker.placement.estimate import PREFILL_SECONDS
 from stoker.placement.fleet import Fleet
 from stoker.placement.forecast import forecast
-from stoker.placement.plan import ANNOUNCE_SECONDS, Plan
+from stoker.placement.link_queues import Link
+from stoker.placement.plan import ANNOUNCE_SECONDS, Plan, plan
 from stoker.placement.records import Assignment, InstanceState, NodeRecord, ResidentRecord
 from stoker.placement.scale import Demand
 from stoker.placement.view import Snapshot
@@ -96,6 +97,17 @@ def test_a_start_is_predicted_with_the_prefill_that_the_gateways_saw() -> None:
         ((decision, _),) = decide(seen, {"f.ns": demand}).decisions
         assert decision.chosen is not None
         assert decision.chosen.stages.prefill == expected
+
+
+def test_a_load_is_promised_from_the_arrival_of_the_first_that_waits() -> None:
+    f = function(checkpoint=MODEL, slo_ttft_seconds=30.0)
+    fleet = Fleet(snapshot([f], [node()]).records(), NOW)
+    demand = dataclasses.replace(QUEUED, waiting_since=NOW - 5.0)
+    plan(fleet, {"f.ns": demand}, NOW, epoch=7)
+    row = fleet.rows.number("n")
+    assert row is not None
+    promised = fleet.rows.queues.deadline_of(Link.NET, row, MODEL.digest)
+    assert promised == NOW - 5.0 + 30.0 - PREFILL_SECONDS
 
 
 def test_equal_nodes_are_filled_evenly() -> None:
