@@ -61,6 +61,7 @@ def placement(
 @_shared
 @click.option("--name", default=None, help="The node's name.  [default: the host's]")
 @click.option("--bind", default=None, metavar="HOST:PORT", help="Where the cluster reaches it.")
+@click.option("--zone", default=None, help="What fails together with it, such as a rack.")
 @click.option("--dram-bytes", default=None, metavar="SIZE", help="Host memory for checkpoints.")
 @click.option("--ssd-bytes", default=None, metavar="SIZE", help="Disk for checkpoints.")
 @reports_errors
@@ -70,6 +71,7 @@ def node(
     token_file: Path | None,
     name: str | None,
     bind: str | None,
+    zone: str | None,
     dram_bytes: str | None,
     ssd_bytes: str | None,
 ) -> None:
@@ -81,6 +83,7 @@ def node(
         token_file,
         STOKER_NODE_ID=name,
         STOKER_AGENT_BIND=bind,
+        STOKER_ZONE=zone,
         STOKER_DRAM_BYTES=_bytes(dram_bytes),
         STOKER_SSD_BYTES=_bytes(ssd_bytes),
     )

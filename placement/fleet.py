@@ -12,7 +12,7 @@ any order. Not thread-safe; no I/O and no clock.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -158,10 +158,9 @@ class Fleet:
         instance = self.instances.get(instance_id)
         return instance is not None and instance.state == "serving"
 
-    def free_address(self, node_id: str) -> str | None:
-        """The first spare address of the node that nobody uses."""
-        addresses = self.nodes[node_id].spare_addresses
-        return next((a for a in addresses if not self._users.get(a)), None)
+    def free_addresses(self, node_id: str) -> Iterator[str]:
+        """The spare addresses of the node that nobody uses."""
+        return (a for a in self.nodes[node_id].spare_addresses if not self._users.get(a))
 
     def free_devices(self, node_id: str) -> tuple[int, ...]:
         """The numbers of the node's devices that no assignment holds."""

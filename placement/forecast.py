@@ -92,11 +92,13 @@ def forecast(
     overlapped: bool = True,
     peers: bool = True,
     prefill_seconds: float = PREFILL_SECONDS,
+    share: float = 1.0,
 ) -> Forecast:
     """Predict a start of `function` on every row; rows without a node mean nothing.
 
     `peers` says whether nodes may send weights to each other; `overlapped`, which estimate counts.
     `prefill_seconds` is from the last byte to the first token.
+    Of the weights each node loads a `share`, of which it holds as much as of all of them.
     """
     rows, size = fleet.rows, fleet.rows.size
     zeros = np.zeros(size)
@@ -107,20 +109,18 @@ def forecast(
         process = fleet.learnt.process_seconds(function.key, none)
         times = zeros, zeros, zeros, 0.0, nobody, zeros, zeros
         return Forecast(process, *times, none, none, none, never, overlapped)
-    held, dram, ssd = fleet.holdings.columns(ref.digest)
-    from_ssd = np.zeros(size, np.int64)
-    from_afar = np.full(size, ref.weight_bytes)
-    from_ssd[held], from_afar[held] = missing_bytes(ref.weight_bytes, dram, ssd)
+    weight_bytes = math.ceil(ref.weight_bytes * share)
+    from_ssd, from_afar = _missing(fleet, ref, share)
     ssd_wait, net_wait, device_wait = (
         rows.queues.seconds(link, size, now) for link in (Link.SSD, Link.NET, Link.DEVICE)
     )
     bandwidth = rows.store_bandwidth[:size]
     net_load, peer = rows.store_base[:size] + from_afar / bandwidth, nobody
-    if peers and len(held):
+    if peers:
         net_wait, net_load, bandwidth, peer = _from_peers(
             fleet, ref, from_afar, net_wait, net_load, now
         )
-    to_device = ref.weight_bytes / rows.device_bandwidth[:size]
+    to_device = weight_bytes / rows.device_bandwidth[:size]
     ssd_load = rows.ssd_base[:size] + from_ssd / rows.ssd_bandwidth[:size]
     contention = rows.contention[:size]
     ssd_seconds = np.where(from_ssd > 0, _behind(ssd_wait, ssd_load, contention), 0.0)
@@ -146,13 +146,25 @@ def forecast(
         prefill=prefill_seconds,
         peer=peer,
         queued=np.maximum(queued, device_wait),
-        bottleneck=ref.weight_bytes / slowest,
+        bottleneck=weight_bytes / slowest,
         tier=tier,
         ssd_bytes=from_ssd,
         net_bytes=from_afar,
         contended=queued > 0.0,
         overlapped=overlapped,
     )
+
+
+def _missing(fleet: Fleet, ref: CheckpointRef, share: float) -> tuple[Ints, Ints]:
+    """Bytes that each row must read: (from its disk, from afar)."""
+    from_ssd = np.zeros(fleet.rows.size, np.int64)
+    from_afar = np.full(fleet.rows.size, ref.weight_bytes)
+    held, dram, ssd = fleet.holdings.columns(ref.digest)
+    from_ssd[held], from_afar[held] = missing_bytes(ref.weight_bytes, dram, ssd)
+    if share < 1.0:
+        from_ssd = np.ceil(from_ssd * share).astype(np.int64)
+        from_afar = np.ceil(from_afar * share).astype(np.int64)
+    return from_ssd, from_afar
 
 
 def _behind(wait: Floats, load: Floats, contention: Floats) -> Floats:

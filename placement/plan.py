@@ -290,7 +290,7 @@ class _Draft:
             lower = ", whose priority is higher" if victim.how == "drain" else ""
             self._stop(victim.assignment, f"its place was needed for {function.key}{lower}")
             self._note_spare(self._fleet.functions[victim.assignment.function])
-        address = self._fleet.free_address(chosen.node_id)
+        address = next(self._fleet.free_addresses(chosen.node_id), None)
         assert address is not None, "a candidate's node has a spare address"
         assignment = Assignment(
             instance_id=f"{self._epoch}-{self._number}",

@@ -10,6 +10,7 @@ Where a record lies in the store (`{}` is filled by the record's own fields):
     /instances/{node_id}/{instance_id}     InstanceRecord   ephemeral, by the agent
     /assignments/{node_id}/{instance_id}   Assignment       by the leader, fenced
     /prefetches/{node_id}/order            Prefetch         by the leader, fenced
+    /gangs/{gang_id}                       Gang             by the leader, fenced
     /failures/{namespace}/{name}           FailureRecord    by the leader, fenced
     /placement/epoch                       election fence   by the leader
     /placement/leader                      LeaderRecord     ephemeral, by the leader

@@ -183,7 +183,7 @@ class FleetPlanner:
         self, function: Function, node_id: str, device_count: int, source: str, now: float
     ) -> Assignment:
         """An assignment there, on devices that nobody holds."""
-        address = self._fleet.free_address(node_id)
+        address = next(self._fleet.free_addresses(node_id), None)
         assert address is not None, f"{node_id} has no spare address"
         self._number += 1
         record = function.record

@@ -32,6 +32,12 @@ def test_a_bad_option_is_named(tmp_path: Path) -> None:
     assert "STOKER_GATEWAY_BIND" in refused("gateway", *state, "--bind", "x:y")
 
 
+def test_a_zone_that_is_no_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a-token-that-is-long-enough")
+    given = ("--state", tmp_path / "s", "--cluster-token-file", tmp_path / "token")
+    assert "found 'rack 1'" in refused("node", *given, "--zone", "rack 1")
+
+
 def test_a_gateway_open_to_the_network_wants_a_password_first(tmp_path: Path) -> None:
     said = refused("gateway", "--state", tmp_path / "s", "--bind", "0.0.0.0:0")
     assert "Expected a password" in said
