@@ -70,6 +70,7 @@ class Tiers:
 class _Running:
     instance: Instance
     task: asyncio.Task[None]
+    devices: frozenset[int]
     revoked: bool = False
 
 
@@ -104,7 +105,10 @@ class Agent:
 
     @property
     def live_count(self) -> int:
-        return sum(not running.task.done() for running in self._running.values())
+        return len(self._live())
+
+    def _live(self) -> list[_Running]:
+        return [running for running in self._running.values() if not running.task.done()]
 
     def health(self) -> dict[str, object]:
         return {"zygote_ready": self._zygote_ready(), "instances": self.live_count}
@@ -240,9 +244,10 @@ class Agent:
             )
             return
         assert self._node is not None
-        instance = Instance(order, listening, lambda: self._function_of(order), self._node)
+        held = [r.task for r in self._live() if not r.devices.isdisjoint(order.devices)]
+        instance = Instance(order, listening, lambda: self._function_of(order), self._node, held)
         task = asyncio.ensure_future(instance.run())
-        self._running[order.instance_id] = _Running(instance, task)
+        self._running[order.instance_id] = _Running(instance, task, frozenset(order.devices))
         task.add_done_callback(lambda _: self._ended(order.instance_id))
         self._refill()
 

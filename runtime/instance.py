@@ -18,7 +18,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,11 @@ class Instance:
         listening: socket.socket,
         find_function: Callable[[], Awaitable[FunctionRecord]],
         node: Node,
+        devices_held: Collection[asyncio.Future[None]] = (),
     ) -> None:
+        """`devices_held` are done when those that hold its devices still have ended."""
         self._order = order
+        self._devices_held = devices_held
         self._listening = listening
         self._find_function = find_function
         self._node = node
@@ -148,8 +151,7 @@ class Instance:
         loop, node = asyncio.get_running_loop(), self._node
         function = await self._find_function()
         limits = parse_limits(function.limits)
-        devices = self._devices()
-        self._parked = None if devices else node.parking.take(function)
+        self._parked = None if self._devices() else node.parking.take(function)
         if self._parked is None:
             making = asyncio.to_thread(node.groups.create, self.record.instance_id, limits)
             self._grouping = asyncio.ensure_future(making)
@@ -163,6 +165,9 @@ class Instance:
             )
         start = await self._whole_start(function, code_dir, await self._openings.starts())
         self._work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self._devices_held:
+            self._say("waits for its devices")
+            await asyncio.wait(self._devices_held)
         await self._hand_over(start)
 
     async def _whole_start(
@@ -189,7 +194,7 @@ class Instance:
     def _devices(self) -> tuple[str, ...]:
         """The devices that it was given; StartFailed if the node has fewer by now."""
         given, known = self._order.devices, self._node.devices
-        if any(number >= len(known) for number in given):
+        if max(given, default=-1) >= len(known):
             raise StartFailed(
                 f"Expected device {max(given)} on node {self._order.node_id}, found "
                 f"{len(known)} devices.",

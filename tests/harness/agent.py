@@ -114,6 +114,9 @@ class AgentProcess:
         address = self.view.snapshot().nodes[NODE].agent_address
         return web.call(method, f"http://{address}{path}", body, {"X-Stoker-Token": token})
 
+    def log(self, function: str) -> str:
+        return self.http("GET", f"/logs?function={function}.openfaas-fn").body.decode()
+
     def kill(self) -> None:
         """As kill -9 does."""
         if (node := self.view.snapshot().nodes.get(NODE)) is not None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from harness.agent import NODE, AgentProcess, handler_archive
 from harness.nvml import compile_nvml
+from harness.waiting import eventually
 from stoker.placement.records import DeviceNeed, FunctionRecord
 
 SAYS_ITS_DEVICES = """
@@ -18,6 +21,16 @@ SEEN = os.environ["CUDA_VISIBLE_DEVICES"]
 
 def handle(event, context):
     return f"{SEEN} {os.environ['CUDA_VISIBLE_DEVICES']}"
+"""
+
+SLOW_TO_END = """
+import os, time
+
+def handle(event, context):
+    if event.body:
+        print("busy", flush=True)
+        time.sleep(float(event.body))
+    return str(os.getpid())
 """
 
 
@@ -35,8 +48,10 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
     running.close()
 
 
-def deploy(agent: AgentProcess, name: str, **fields: object) -> FunctionRecord:
-    digest, payload = handler_archive(SAYS_ITS_DEVICES)
+def deploy(
+    agent: AgentProcess, name: str, source: str = SAYS_ITS_DEVICES, **fields: object
+) -> FunctionRecord:
+    digest, payload = handler_archive(source)
     agent.store.put(f"/code/{digest}", payload)
     function = FunctionRecord(name, "openfaas-fn", f"{name}:latest", code_digest=digest)
     function = replace(function, **fields)  # type: ignore[arg-type]
@@ -67,6 +82,28 @@ def test_an_instance_sees_the_devices_that_it_was_given_and_no_other(agent: Agen
         agent.gone(order.instance_id)
 
     assert answers == ["GPU-2 GPU-2", "GPU-1,GPU-2 GPU-1,GPU-2", " "]
+
+
+def test_devices_change_hands_only_when_the_process_that_had_them_is_gone(
+    agent: AgentProcess,
+) -> None:
+    first = deploy(agent, "first", SLOW_TO_END, devices=(DeviceNeed("a10", 1),))
+    second = deploy(agent, "second", devices=(DeviceNeed("a10", 2),))
+    held = agent.assign("2-0", first, devices=(1,))
+    pid = int(agent.call(held.address).body)
+    with ThreadPoolExecutor() as threads:
+        slow = threads.submit(agent.call, held.address, b"2.0")
+        eventually(lambda: agent.log("first").count("busy") == 1)
+        agent.revoke(held)
+        taker = agent.assign("2-1", second, devices=(0, 1))
+        eventually(lambda: "waits for its devices" in agent.log("second"))
+        assert psutil.pid_exists(pid)
+        # Its caller waits in the socket's backlog meanwhile.
+        assert agent.call(taker.address).body == b"GPU-1,GPU-2 GPU-1,GPU-2"
+        assert slow.result().status == 200
+    assert not psutil.pid_exists(pid)
+    agent.revoke(taker)
+    agent.gone("2-1")
 
 
 def test_a_device_that_the_node_does_not_have_is_refused_with_both_numbers(
