@@ -112,7 +112,7 @@ class DramTier:
         try:
             more = self._allocate(len(ssd.manifest.chunks) - len(kept), evicting=evicting)
         except BaseException:
-            self._pool.release(kept)
+            self._give_back(kept)
             raise
         return self._add(ssd, begin, kept + more, len(kept), touched=evicting)
 
@@ -154,13 +154,18 @@ class DramTier:
         try:
             entry = DramEntry(digest, ssd, begin(chunks, filled_count), chunks)
         except BaseException:
-            self._pool.release(chunks)
+            self._give_back(chunks)
             raise
         with self._changed:
             self._entries[digest] = entry
             if touched:
                 self._touch(entry)
         return entry
+
+    def _give_back(self, chunks: list[int]) -> None:
+        with self._changed:
+            self._pool.release(chunks)
+            self._changed.notify_all()
 
     def check_capacity(self, count: int) -> None:
         """StorageFull for a checkpoint of more chunks than there are."""
@@ -288,8 +293,7 @@ class DramTier:
         # First, so that no note ever names chunks that hold something else.
         remove_note(entry.ssd.path)
         entry.chunks, last = entry.chunks[:-count], entry.chunks[-count:]
-        self._pool.release(last)
-        self._changed.notify_all()
+        self._give_back(last)
         _log.info("dram_checkpoint_trimmed", digest=entry.digest, dram_bytes=entry.dram_bytes)
         return []
 
@@ -317,10 +321,9 @@ class DramTier:
             return []
         # First, so that no note ever names chunks that hold something else.
         remove_note(entry.ssd.path)
-        self._pool.release(entry.chunks)
+        self._give_back(entry.chunks)
         entry.chunks = []
         self._leaving.discard(entry)
-        self._changed.notify_all()
         return [entry]
 
     def _tell(self, gone: list[DramEntry]) -> None:
