@@ -38,7 +38,9 @@ NEAR_SECONDS = 0.05
 _FAR = 1 << 30
 
 Column = Bools | Ints | Floats
-Kind = Literal["warm", "dram", "ssd", "peer", "remote", "wait", "migrate", "preempt", "drain"]
+Kind = Literal[
+    "warm", "parked", "dram", "ssd", "peer", "remote", "wait", "migrate", "preempt", "drain"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,13 +256,13 @@ class _Choice:
         return make_room(fleet, row, lack, options, start_seconds, serial=serial)
 
     def _candidate(self, row: int, room: Room | None) -> Candidate:
-        fleet, function, predicted = self._fleet, self._ask.function, self._forecast
+        fleet, predicted = self._fleet, self._forecast
         room = room or Room((), 0.0, 0.0)
         stages = predicted.stages(row, room.seconds)
         peer = int(predicted.peer[row])
         seconds = float(predicted.after(room.seconds, row))
         return Candidate(
-            kind=_kind(stages, room),
+            kind=_kind(stages, room, parked=row in predicted.parked),
             node_id=fleet.rows.ids[row],
             seconds=seconds,
             stages=stages,
@@ -298,12 +300,12 @@ class _Choice:
         return Candidate(kind, node_id, seconds, stages, instance_id=instance_id)
 
 
-def _kind(stages: Stages, room: Room) -> Kind:
+def _kind(stages: Stages, room: Room, *, parked: bool) -> Kind:
     ways = {victim.how for victim in room.victims}
     for way in ("preempt", "drain", "migrate", "wait"):
         if way in ways:
             return way
-    return stages.source
+    return "parked" if parked and stages.source == "dram" else stages.source
 
 
 def _least(possible: Bools, keys: Sequence[Column]) -> int | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from stoker.placement.choice import Candidate, Decision
 from stoker.placement.estimate import CONTROL_SECONDS
 from stoker.placement.fleet import Fleet
-from stoker.placement.learnt import Path
+from stoker.placement.learnt import PARKED, Path
 from stoker.placement.records import Assignment, InstanceRecord
 from stoker.placement.why import REJECTED_MAXIMUM, ErrorShare, Rejected, StageSeconds, WhyAnswer
 
@@ -130,7 +130,7 @@ def learn(fleet: Fleet, chosen: Candidate, instance: InstanceRecord) -> None:
         return
     tier = 2 if stages.net_bytes else 1 if stages.ssd_bytes else 0
     names = instance.function, instance.node_id
-    fleet.learnt.note_process(*names, tier, instance.process_seconds)
+    fleet.learnt.note_process(*names, PARKED if instance.parked else tier, instance.process_seconds)
     by_net = instance.fetch_seconds >= instance.ssd_seconds
     byte_count = stages.net_bytes if by_net else stages.ssd_bytes
     if not byte_count or max(instance.fetch_seconds, instance.ssd_seconds) <= 0.0:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from stoker.placement.fleet_rows import Rows
+from stoker.placement.fleet_rows import Rows, RowSets
 from stoker.placement.holdings import Holdings
 from stoker.placement.learnt import Learnt
 from stoker.placement.movables import Movables
@@ -77,6 +77,7 @@ class Fleet:
         self.holdings = Holdings(self.rows)
         self.learnt = Learnt(self.rows)
         self.movables = Movables()
+        self.parked = RowSets()
         self.functions: dict[str, FunctionRecord] = {}
         # By digest: the checkpoints of functions, and the keys of those functions.
         self.checkpoints: dict[str, CheckpointRef] = {}
@@ -195,6 +196,7 @@ class Fleet:
         self.nodes[node.node_id] = node
         if before is None or before.spare_addresses != node.spare_addresses:
             self._put_addresses(row, before.spare_addresses if before else (), node.spare_addresses)
+        self.parked.replace(row, before.parked if before else (), node.parked)
         here = self.on_row(row)
         rows.present[row] = True
         rows.slots[row] = node.instances_maximum
@@ -214,11 +216,11 @@ class Fleet:
                 self._settle_doubt(placed.assignment)
 
     def _drop_node(self, node_id: str) -> None:
-        node = self.nodes.pop(node_id, None)
-        row = self.rows.number(node_id)
+        node, row = self.nodes.pop(node_id, None), self.rows.number(node_id)
         if node is None or row is None:
             return
         self._put_addresses(row, node.spare_addresses, ())
+        self.parked.replace(row, node.parked, ())
         self.rows.present[row] = False
         self.learnt.forget_node(node_id)
         for placed in self.on_row(row):
@@ -253,10 +255,9 @@ class Fleet:
         self.learnt.forget_function(key)
         gone = self.functions.pop(key, None)
         self._disown(gone)
-        if gone is not None:
-            for placed in self.of_function(key):
-                self._settle_doubt(placed.assignment)
-                self._sum_up(placed.row)
+        for placed in self.of_function(key) if gone else ():
+            self._settle_doubt(placed.assignment)
+            self._sum_up(placed.row)
 
     def _disown(self, function: FunctionRecord | None) -> None:
         if function is None or function.checkpoint is None:
@@ -358,8 +359,7 @@ class Fleet:
     def _stop_loading(self, placed: Placed, now: float) -> None:
         assert placed.checkpoint is not None
         placed.loading = False
-        instance_id = placed.assignment.instance_id
-        self.holdings.end(placed.row, placed.checkpoint, instance_id, now)
+        self.holdings.end(placed.row, placed.checkpoint, placed.instance_id, now)
 
     def _sum_up(self, row: int) -> None:
         """The least that it may take, in seconds or in loss, until something on the node ends."""
@@ -368,16 +368,14 @@ class Fleet:
         for placed in self._by_row.get(row, {}).values():
             work, owner = placed.work, self.functions.get(placed.assignment.function)
             priority = owner.priority if owner else -math.inf
-            if work is None:
-                lost = self._spare.get(placed.assignment.function)
-                if lost is None:
-                    held = min(held, priority)
-                else:
-                    loss, spare = min(loss, lost), min(spare, priority)
-                continue
-            busy, frees_at, working = busy + 1, min(frees_at, work.ends_at), min(working, priority)
-            if work.resumable:
-                tokens = min(tokens, work.tokens)
+            if work is not None:
+                busy, frees_at = busy + 1, min(frees_at, work.ends_at)
+                working = min(working, priority)
+                tokens = min(tokens, work.tokens) if work.resumable else tokens
+            elif (lost := self._spare.get(placed.assignment.function)) is None:
+                held = min(held, priority)
+            else:
+                loss, spare = min(loss, lost), min(spare, priority)
         rows.busy[row], rows.frees_at[row], rows.least_tokens[row] = busy, frees_at, tokens
         rows.least_loss[row], rows.least_priority[row] = loss, working
         rows.least_spare_priority[row], rows.least_held_priority[row] = spare, held

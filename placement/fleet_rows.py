@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,6 +181,24 @@ class Rows:
             setattr(self, name, np.pad(getattr(self, name), (0, capacity - self._capacity)))
         self.queues.grow(capacity)
         self._capacity = capacity
+
+
+class RowSets:
+    """On which rows each name stands; the names of a row are replaced as a whole."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, set[int]] = {}
+
+    def __getitem__(self, name: str) -> list[int]:
+        return list(self._rows.get(name, ()))
+
+    def replace(self, row: int, before: Iterable[str], now: Iterable[str]) -> None:
+        for name in set(before):
+            self._rows[name].discard(row)
+            if not self._rows[name]:
+                del self._rows[name]
+        for name in now:
+            self._rows.setdefault(name, set()).add(row)
 
 
 class Codes:

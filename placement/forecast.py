@@ -19,6 +19,7 @@ from stoker.placement.estimate import (
 )
 from stoker.placement.fleet import Fleet
 from stoker.placement.fleet_rows import Bools, Floats, Ints
+from stoker.placement.learnt import PARKED
 from stoker.placement.link_queues import Link
 from stoker.placement.records import CheckpointRef, FunctionRecord
 
@@ -30,7 +31,8 @@ class Forecast:
     """Seconds of each stage on each row; `peer` is the row that would send what is missing.
 
     The links' stages include what is queued before; `queued` and `bottleneck` are the terms of
-    `q + n / b`. `overlapped` says which of the two estimates `seconds` is made by.
+    `q + n / b`. `overlapped` says which of the two estimates `seconds` is made by. A process
+    stands by on the rows in `parked`.
     """
 
     process: Floats
@@ -46,6 +48,7 @@ class Forecast:
     net_bytes: Ints
     contended: Bools
     overlapped: bool
+    parked: list[int]
 
     @functools.cached_property
     def seconds(self) -> Floats:
@@ -103,12 +106,12 @@ def forecast(
     rows, size = fleet.rows, fleet.rows.size
     zeros = np.zeros(size)
     nobody = np.full(size, NO_PEER)
-    ref = function.checkpoint
+    ref, parked = function.checkpoint, fleet.parked[function.key]
     if ref is None:
         none, never = np.zeros(size, np.int64), np.zeros(size, np.bool_)
-        process = fleet.learnt.process_seconds(function.key, none)
+        process = _process_seconds(fleet, function, none, parked)
         times = zeros, zeros, zeros, 0.0, nobody, zeros, zeros
-        return Forecast(process, *times, none, none, none, never, overlapped)
+        return Forecast(process, *times, none, none, none, never, overlapped, parked)
     weight_bytes = math.ceil(ref.weight_bytes * share)
     from_ssd, from_afar = _missing(fleet, ref, share)
     ssd_wait, net_wait, device_wait = (
@@ -139,7 +142,7 @@ def forecast(
         np.where(tier > 1, bandwidth, np.where(tier == 1, rows.ssd_bandwidth[:size], math.inf)),
     )
     return Forecast(
-        process=fleet.learnt.process_seconds(function.key, tier),
+        process=_process_seconds(fleet, function, tier, parked),
         ssd=ssd_seconds,
         net=net_seconds,
         device=device_wait + to_device,
@@ -152,6 +155,7 @@ def forecast(
         net_bytes=from_afar,
         contended=queued > 0.0,
         overlapped=overlapped,
+        parked=parked,
     )
 
 
@@ -165,6 +169,16 @@ def _missing(fleet: Fleet, ref: CheckpointRef, share: float) -> tuple[Ints, Ints
         from_ssd = np.ceil(from_ssd * share).astype(np.int64)
         from_afar = np.ceil(from_afar * share).astype(np.int64)
     return from_ssd, from_afar
+
+
+def _process_seconds(
+    fleet: Fleet, function: FunctionRecord, tier: Ints, parked: list[int]
+) -> Floats:
+    rung = tier
+    if parked:
+        rung = tier.copy()
+        rung[parked] = PARKED
+    return fleet.learnt.process_seconds(function.key, rung)
 
 
 def _behind(wait: Floats, load: Floats, contention: Floats) -> Floats:

@@ -4,8 +4,9 @@ A load of n bytes over a link takes `base + n / bandwidth`: opening the checkpoi
 Both are fitted to the last loads; until there is one, the bandwidth is what the node says of
 itself. Where other loads are under way on the link, a load takes a factor of what the queue says,
 which is learnt beside it. A process takes what the function's last ones took on that node with
-their weights as near as now (what is left there of the last start, a template or a parked process,
-goes with the weights), and on other nodes what they took on the whole.
+their weights as near as now (a template that is left there of the last start goes with the
+weights), and on other nodes what they took on the whole. Where a process stands by, that is a rung
+of its own: it takes what those took that did.
 
 Medians, since one start beside a busy neighbour says little of the next.
 """
@@ -42,7 +43,9 @@ STARTS_MAXIMUM = 5
 SIZES_APART = 1.25
 NEWEST_SHARE = 0.3
 CONTENTION_FACTORS = (0.2, 5.0)
-TIERS = 3
+# Where the weights are, if no process stands by: 0 in memory, 1 on the disk, 2 elsewhere.
+PARKED = 3
+RUNGS = 4
 
 
 class Line:
@@ -70,16 +73,21 @@ class Line:
 
 
 class _Starts:
-    """How long the last processes took, by the tier of their weights."""
+    """How long the last processes took, by their rung."""
 
     def __init__(self) -> None:
-        self._last: list[deque[float]] = [deque(maxlen=STARTS_MAXIMUM) for _ in range(TIERS)]
+        self._last: list[deque[float]] = [deque(maxlen=STARTS_MAXIMUM) for _ in range(RUNGS)]
         self.seconds: list[float] = []
 
-    def add(self, tier: int, seconds: float) -> None:
-        self._last[tier].append(seconds)
-        every = statistics.median(itertools.chain(*self._last))
+    def add(self, rung: int, seconds: float) -> None:
+        self._last[rung].append(seconds)
+        fresh = list(itertools.chain(*self._last[:PARKED])) or self._last[PARKED]
+        every = statistics.median(fresh)
         self.seconds = [statistics.median(last) if last else every for last in self._last]
+
+    def tells_of(self, rung: int) -> bool:
+        """Whether some of them stood by, or did not, as one of that rung."""
+        return any(self._last[PARKED:] if rung == PARKED else self._last[:PARKED])
 
 
 class Learnt:
@@ -121,31 +129,31 @@ class Learnt:
         self._contention[node.node_id] = factor
         self._write(node)
 
-    def note_process(self, function_key: str, node_id: str, tier: int, seconds: float) -> None:
-        """A start's process took so long, from the order on; the weights aside.
-
-        `tier` says where they were: 0 in memory, 1 on the disk, 2 elsewhere.
-        """
+    def note_process(self, function_key: str, node_id: str, rung: int, seconds: float) -> None:
+        """A start's process took so long, from the order on; the weights aside."""
         known = self._process.setdefault(function_key, {})
         starts = known.pop(node_id, None) or _Starts()
         known[node_id] = starts
         if len(known) > NODES_MAXIMUM:
             del known[next(iter(known))]
-        starts.add(tier, seconds)
+        starts.add(rung, seconds)
         self._least_process = min(self._least_process, seconds)
-        self._typical.setdefault(function_key, _Starts()).add(tier, seconds)
+        self._typical.setdefault(function_key, _Starts()).add(rung, seconds)
 
-    def process_seconds(self, function_key: str, tier: Ints) -> Floats:
-        """What a start's process will take on each row, with its weights in that tier."""
+    def process_seconds(self, function_key: str, rung: Ints) -> Floats:
+        """What a start's process will take on each row, from that rung on."""
         rows, size = self._rows, self._rows.size
         typical = self._typical.get(function_key)
         if typical is None:
             return rows.process_seconds[:size]
-        found: Floats = rows.unready_seconds[:size] + np.array(typical.seconds)[tier]
+        found: Floats = rows.unready_seconds[:size] + np.array(typical.seconds)[rung]
         for node_id, starts in self._process[function_key].items():
             row = rows.number(node_id)
-            if row is not None:
-                found[row] = starts.seconds[tier[row]] + rows.unready_seconds[row]
+            if row is None:
+                continue
+            # Where nothing like it was seen there, what others took tells more.
+            if starts.tells_of(rung[row]) or not typical.tells_of(rung[row]):
+                found[row] = starts.seconds[rung[row]] + rows.unready_seconds[row]
         return found
 
     def least_process_seconds(self, rows: Ints) -> float:

@@ -145,7 +145,7 @@ class NodeRecord:
     (0: not known). `zone` is what fails together.
     `spare_addresses` are `host:port` of listening sockets that no instance owns yet; the
     planner gives one to a client while its command to the agent still travels. `sandbox` names
-    what functions are held by on this node.
+    what functions are held by on this node, `parked` functions for which a process stands by.
     """
 
     node_id: str
@@ -166,6 +166,7 @@ class NodeRecord:
     device_count: int = 0
     zone: str = ""
     device_bytes: int = 0
+    parked: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:
@@ -232,6 +233,7 @@ class InstanceRecord:
     `init_seconds` is how long its process took from the fork until the function could be called,
     `process_seconds` the same from the order on. `start_seconds` is from the order until it served,
     all weights there; they took `fetch_seconds` from afar and `ssd_seconds` from the disk.
+    Its process stood by if it was `parked`.
     """
 
     instance_id: str
@@ -249,6 +251,7 @@ class InstanceRecord:
     process_seconds: float = 0.0
     fetch_seconds: float = 0.0
     ssd_seconds: float = 0.0
+    parked: bool = False
 
     @property
     def path(self) -> str:

@@ -70,6 +70,7 @@ class WhyAnswer:
 
 
 _FROM = {
+    "parked": "a process stood by for it there, and its weights were in memory",
     "dram": "its weights were in memory there",
     "ssd": "its weights were on the disk there",
     "peer": "its weights came from a peer",

@@ -6,6 +6,7 @@ Everything here runs in one event loop; the store's threads only hand changes ov
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -154,6 +155,7 @@ class Agent:
             peer_bandwidth=round(peer),
             init_seconds=round(self._init_seconds, 3),
             zygote_ready=self._zygote_ready(),
+            parked=self._node.parking.ready if self._node else (),
         )
         self._announcements.put(record.path, encode(record))
 
@@ -244,8 +246,21 @@ class Agent:
             )
             return
         assert self._node is not None
+        devices = [name for n, name in enumerate(self._node.devices) if n in order.devices]
+        if len(devices) < len(order.devices):
+            listening.close()
+            self._refuse(
+                order,
+                StartFailed(
+                    f"Expected device {max(order.devices)} on node {order.node_id}, found "
+                    f"{len(self._node.devices)} devices.",
+                    "Place the function again.",
+                ),
+            )
+            return
         held = [r.task for r in self._live() if not r.devices.isdisjoint(order.devices)]
-        instance = Instance(order, listening, lambda: self._function_of(order), self._node, held)
+        find_function = functools.partial(self._function_of, order)
+        instance = Instance(order, listening, find_function, self._node, devices, held)
         task = asyncio.ensure_future(instance.run())
         self._running[order.instance_id] = _Running(instance, task, frozenset(order.devices))
         task.add_done_callback(lambda _: self._ended(order.instance_id))

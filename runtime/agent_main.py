@@ -103,13 +103,12 @@ def _pool(settings: Settings) -> Pool:
 async def _serve(
     settings: Settings, checkpoint_settings: CheckpointSettings, store: Store, pool: Pool
 ) -> None:
-    stop = asyncio.Event()
+    announcements, stop = Announcements(store), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     listening = listen(settings.bind_host, settings.bind_port)
     pool.prefault(1)
-    logs = FunctionLogs(settings.function_logs_dir)
-    announcements = Announcements(store)
+    logs, run_dir = FunctionLogs(settings.function_logs_dir), settings.run_dir
     agent: Agent | None = None  # It, zygote and cache tell each other, once all exist.
     cache = CheckpointCache(
         settings.ssd_dir,
@@ -121,7 +120,7 @@ async def _serve(
     )
     (groups, levels), gpus = await asyncio.gather(to_thread(_holds), to_thread(_devices))
     zygote = ZygoteClient(
-        program(settings.run_dir, os.environ),
+        program(run_dir, os.environ),
         on_change=lambda: agent.announce() if agent else None,
     )
     zygotes = _zygotes(settings, zygote)
@@ -143,14 +142,14 @@ async def _serve(
             open_checkpoint=_opener(cache, peers, pool),
             open_code=CodeCache(settings.code_dir, store).open,
             zygote_for=zygotes.lease,
-            parking=ParkedProcesses(zygotes.lease, groups, logs, settings.run_dir),
+            parking=ParkedProcesses(zygotes.lease, groups, logs, run_dir, agent.announce),
             announcer=announcements,
             on_serving=agent.note_init_seconds,
             logs=logs,
             pool_descriptor=pool.reader_fd,
             cluster_token=settings.cluster_token,
             threads_per_worker=settings.cores,
-            run_dir=settings.run_dir,
+            run_dir=run_dir,
             threads=threads,
             waiting_threads=waiting_threads,
             groups=groups,

@@ -18,7 +18,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,10 +69,11 @@ class Instance:
         listening: socket.socket,
         find_function: Callable[[], Awaitable[FunctionRecord]],
         node: Node,
+        devices: Sequence[str] = (),
         devices_held: Collection[asyncio.Future[None]] = (),
     ) -> None:
-        """`devices_held` are done when those that hold its devices still have ended."""
-        self._order = order
+        """`devices` are its own; `devices_held` are done when others have ended that have them."""
+        self._devices = tuple(devices)
         self._devices_held = devices_held
         self._listening = listening
         self._find_function = find_function
@@ -151,7 +152,7 @@ class Instance:
         loop, node = asyncio.get_running_loop(), self._node
         function = await self._find_function()
         limits = parse_limits(function.limits)
-        self._parked = None if self._devices() else node.parking.take(function)
+        self._parked = None if self._devices else node.parking.take(function)
         if self._parked is None:
             making = asyncio.to_thread(node.groups.create, self.record.instance_id, limits)
             self._grouping = asyncio.ensure_future(making)
@@ -188,19 +189,8 @@ class Instance:
             checkpoint=starts[0] if starts else None,
             adapter=starts[1] if len(starts) > 1 else None,
             sandbox=await self._sandbox(limits),
-            devices=self._devices(),
+            devices=self._devices,
         )
-
-    def _devices(self) -> tuple[str, ...]:
-        """The devices that it was given; StartFailed if the node has fewer by now."""
-        given, known = self._order.devices, self._node.devices
-        if max(given, default=-1) >= len(known):
-            raise StartFailed(
-                f"Expected device {max(given)} on node {self._order.node_id}, found "
-                f"{len(known)} devices.",
-                "Place the function again.",
-            )
-        return tuple(known[number] for number in given)
 
     async def _hand_over(self, start: WorkerStart) -> None:
         """To the process that is parked for it, or else to a fork."""
@@ -211,6 +201,7 @@ class Instance:
         given += self._openings.descriptors
         if self._parked is not None and await self._parked.begin(start, given):
             self._worker, how = self._parked.worker, "took parked"
+            self.record = replace(self.record, parked=True)
         else:
             code_dir = None if start.code_dir is None else Path(start.code_dir)
             async with self._node.zygote_for(code_dir, self._write_log) as zygote:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,11 +44,18 @@ class ParkedProcesses:
     """At most one for each function and PARKED_MAXIMUM in all; the ones wished last stay.
 
     One event loop owns it. Together they hold at most PARKED_BYTES_MAXIMUM that nobody else does.
+    `on_change` is called when `ready` may have changed.
     """
 
     def __init__(
-        self, zygote_for: ZygoteFor, groups: ControlGroups, logs: FunctionLogs, run_dir: Path
+        self,
+        zygote_for: ZygoteFor,
+        groups: ControlGroups,
+        logs: FunctionLogs,
+        run_dir: Path,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_change = on_change
         self._zygote_for = zygote_for
         self._groups = groups
         self._logs = logs
@@ -62,6 +70,11 @@ class ParkedProcesses:
         self._numbers = itertools.count(1)
         self._is_closed = False
 
+    @property
+    def ready(self) -> tuple[str, ...]:
+        """The keys of the functions of which a process waits for a start."""
+        return tuple(sorted(p.function.key for p in self._parked.values() if p.waits))
+
     def take(self, function: FunctionRecord) -> ParkedWorker | None:
         """The process that waits for a start of this very function; the caller's from now on."""
         self._rest()
@@ -70,6 +83,7 @@ class ParkedProcesses:
             return None
         del self._parked[function.path]
         parked.taken = True
+        self._on_change()
         return parked
 
     def wish(self, start: WorkerStart) -> None:
@@ -150,6 +164,7 @@ class ParkedProcesses:
                     await parked.be_ready()
                     self._make_room(path, parked)
                     self._write_log(parked.start, [f"{parked.name} is ready for the next start"])
+                    self._on_change()
                 except StokerError:
                     self._refuse(path, parked.function)
                     raise
@@ -161,6 +176,7 @@ class ParkedProcesses:
         finally:
             if self._parked.get(path) is parked:
                 del self._parked[path]
+            self._on_change()
             await parked.release()
 
     def _make_room(self, path: str, parked: ParkedWorker) -> None:

@@ -178,6 +178,10 @@ class World:
         self.instance = Instance(order, self.listening, self.find_function, node)
         self.task = asyncio.ensure_future(self.instance.run())
 
+    @property
+    def ready(self) -> tuple[str, ...]:
+        raise AssertionError("instances ask for their own")
+
     def take(self, function: FunctionRecord) -> FakeParked | None:
         taken, self.parked = self.parked, None
         return taken

@@ -15,6 +15,7 @@ from stoker.placement.choice import Ask, Candidate, _Choice, choose
 from stoker.placement.estimate import CONTROL_SECONDS, PREFILL_SECONDS, resume_seconds
 from stoker.placement.fleet import Fleet, Placed, Work
 from stoker.placement.forecast import forecast
+from stoker.placement.learnt import PARKED
 from stoker.placement.placing import EVERY_ABILITY, PLACINGS, STOKER, Placing
 from stoker.placement.records import (
     CheckpointRef,
@@ -267,6 +268,25 @@ def test_an_instance_that_is_free_sooner_is_waited_for() -> None:
     late = choose(fleet, Ask(f, existing=("1-0", 100.0)), NOW).chosen
     assert late is not None
     assert (late.kind, late.instance_id) == ("remote", "")
+
+
+def test_the_node_where_a_process_stands_by_comes_before_one_that_is_as_near_to_the_weights() -> (
+    None
+):
+    f = function("f", MODEL)
+    held = [ResidentRecord(name, MODEL.digest, 4 * GB, 0) for name in ("a", "b")]
+    nodes = [node("a", **DRAM), dataclasses.replace(node("b", **DRAM), parked=(f.key,))]
+    fleet = Fleet([f, *nodes, *held], NOW)
+    for rung, seconds in ((0, 0.3), (PARKED, 0.02)):
+        fleet.learnt.note_process(f.key, "b", rung, seconds)
+    chosen = choose(fleet, Ask(f), NOW).chosen
+    assert chosen is not None
+    assert (chosen.kind, chosen.node_id) == ("parked", "b")
+    assert chosen.seconds == pytest.approx(CONTROL_SECONDS + 0.02 + PREFILL_SECONDS)
+    fleet.drop(nodes[1], NOW)
+    other = choose(fleet, Ask(f), NOW).chosen
+    assert other is not None
+    assert (other.kind, other.node_id) == ("dram", "a")
 
 
 @settings(max_examples=200, deadline=None)

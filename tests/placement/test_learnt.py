@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from harness.plans import GB, NOW, assignment, function, node
 from stoker.placement.fleet import Fleet
 from stoker.placement.forecast import forecast
-from stoker.placement.learnt import Line
+from stoker.placement.learnt import PARKED, Line
 from stoker.placement.records import CheckpointRef, ResidentRecord
 
 MODELS = [
@@ -98,6 +98,26 @@ def test_a_process_beside_weights_from_afar_is_told_from_one_beside_weights_in_m
     for tier, seconds in ((0, 0.05), (2, 0.4), (0, 0.05), (2, 0.4), (0, 9.0)):
         fleet.learnt.note_process(f.key, "a", tier, seconds)
     assert forecast(fleet, f, NOW).process.tolist() == pytest.approx([0.05, 0.4])
+
+
+def test_where_a_process_stands_by_a_start_takes_what_such_ones_took() -> None:
+    f = function("f")
+    here, there = node("a", parked=(f.key,)), node("b")
+    fleet = Fleet([f, here, there], NOW)
+    for seconds in (0.9, 1.0, 1.1):
+        fleet.learnt.note_process(f.key, "a", 0, seconds)
+    # None was ever seen: as long as the others.
+    assert forecast(fleet, f, NOW).process.tolist() == pytest.approx([1.0, 1.0])
+    # On another node one was: that tells more than its own that did not stand by.
+    fleet.learnt.note_process(f.key, "b", PARKED, 0.02)
+    assert forecast(fleet, f, NOW).process.tolist() == pytest.approx([0.02, 1.0])
+    fleet.learnt.note_process(f.key, "b", 0, 2.0)
+    assert forecast(fleet, f, NOW).process.tolist() == pytest.approx([0.02, 2.0])
+    fleet.learnt.note_process(f.key, "a", PARKED, 0.05)
+    assert forecast(fleet, f, NOW).process.tolist() == pytest.approx([0.05, 2.0])
+    # It was taken by a start.
+    fleet.put(dataclasses.replace(here, parked=()), NOW)
+    assert forecast(fleet, f, NOW).process.tolist() == pytest.approx([1.0, 2.0])
 
 
 def test_what_was_learnt_of_a_node_or_a_function_goes_with_it() -> None:

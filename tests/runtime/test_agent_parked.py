@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from harness import tiny_model
-from harness.agent import TOKEN, AgentProcess, handler_archive
+from harness.agent import NODE, TOKEN, AgentProcess, handler_archive
 from harness.waiting import eventually, gone
 from stoker.placement.instance_token import instance_token
 from stoker.placement.records import (
@@ -101,19 +101,23 @@ def test_the_next_start_finds_its_code_imported_and_shares_nothing_with_the_firs
     first_made = agent.call(first.address).json()
     pid = parked(agent, function)
     assert ("parked-1", f"imported by {pid}") in texts(agent, function)
+    agent.wait_for(lambda s: s.nodes[NODE].parked == (function.key,))
     second, second_seconds = served(agent, function, "1-1")
+    agent.wait_for(lambda s: s.nodes[NODE].parked == ())
     second_made = agent.call(second.address).json()
     third, _ = served(agent, function, "1-2")
     third_made = agent.call(third.address).json()
 
     assert second_made["pid"] == agent.instance("1-1", "serving").pid == pid
     assert second_made["host"] == "1-1"
+    assert [agent.instance(name, "serving").parked for name in ("1-0", "1-1")] == [False, True]
     assert len({made["made"] for made in (first_made, second_made, third_made)}) == 3
     assert first_seconds > IMPORT_SECONDS > 2 * second_seconds
     log = texts(agent, function)
     assert any(who == "1-1" and f"took parked worker pid {pid}" in text for who, text in log)
     for order in (first, second, third):
         end(agent, order)
+    agent.store.delete(function.path)
     eventually(lambda: gone(pid))
     assert not (agent.state / "run/instances/parked-1").exists()
 

@@ -62,7 +62,14 @@ class World:
         self.forked: list[Process] = []
         self.behave: Callable[[Process], None] = lambda process: process.say(event="parked")
         groups = ControlGroups([], {})
-        self.processes = ParkedProcesses(self.zygote_for, groups, self.logs, tmp_path / "run")
+        self.changes: list[tuple[str, ...]] = []
+        self.processes = ParkedProcesses(
+            self.zygote_for,
+            groups,
+            self.logs,
+            tmp_path / "run",
+            lambda: self.changes.append(self.processes.ready),
+        )
 
     @asynccontextmanager
     async def zygote_for(
@@ -152,6 +159,22 @@ def test_it_gets_nothing_of_the_instance_that_served_and_takes_one_start(tmp_pat
         assert not process.exited.done()  # it is an instance now
         process.end(0)
         taken.work_dir.rmdir()
+
+    in_world(tmp_path, story)
+
+
+def test_who_asks_is_told_of_which_functions_a_process_waits(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.parked(named("b"))
+        process = await world.parked(named("a"))
+        assert world.changes[-1] == world.processes.ready == ("a.ns", "b.ns")
+        assert world.processes.take(named("b")) is not None
+        assert world.changes[-1] == ("a.ns",)
+        process.end(-9)
+        assert world.processes.ready == ()
+        await until(lambda: world.changes[-1] == ())
+        world.forked[0].end(0)
+        (tmp_path / "run/instances/parked-1").rmdir()
 
     in_world(tmp_path, story)
 
