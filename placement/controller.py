@@ -152,7 +152,8 @@ class Controller:
             self._picture.ledger.hear_one(request.gateway_id, function, asked, now)
             made = None
             if not self._picture.ledger.given_up(function.key) and self._lacks(function, now):
-                made = self._decide(term, {function.key}, now, request)
+                keys = {function.key} | self._before(function.priority)
+                made = self._decide(term, keys, now, request)
             found = usable(self._view.snapshot(), function.key, now)
             if found:
                 self._picture.decisions.name(found[0].instance_id, request.call_ids)
@@ -309,6 +310,11 @@ class Controller:
                 "Deploy it first.",
             )
         return found
+
+    def _before(self, priority: int) -> set[str]:
+        """What is to be decided anew for a higher priority: room that has come is theirs first."""
+        functions = self._picture.fleet.functions
+        return {k for k in self._touched if k in functions and functions[k].priority > priority}
 
     def _lacks(self, function: FunctionRecord, now: float) -> bool:
         """Whether there is less than the demand calls for: only then is a plan worth making."""

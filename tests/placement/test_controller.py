@@ -103,6 +103,19 @@ def test_no_capacity_gives_the_reason_of_each_node(cluster: Cluster) -> None:
         cluster.place()
 
 
+def test_room_that_comes_is_for_the_higher_priority_whoever_asks_first(cluster: Cluster) -> None:
+    cluster.join(instances_maximum=0)
+    high = dataclasses.replace(FUNCTION, name="high", priority=5)
+    cluster.deploy(high)
+    for key in ("high.ns", "f.ns"):
+        with pytest.raises(NoCapacity):
+            cluster.place(function=key)
+    cluster.join(instances_maximum=1)
+    with pytest.raises(NoCapacity):
+        cluster.place(function="f.ns")
+    assert [made.function for made in cluster.assigned()] == ["high.ns"]
+
+
 def test_at_its_limit_a_function_keeps_what_it_has(cluster: Cluster) -> None:
     cluster.join(sockets=1)
     assert cluster.place(queued=5) == ["1-0"]
