@@ -28,11 +28,11 @@ def test_a_start_that_was_decided_and_not_written_is_taken_back(cluster: Cluster
     picture.ledger.hear_one("g", function, FunctionDemand(0, 1, 0.0), cluster.now)
     decide(picture, cluster)
     assert list(picture.fleet.assignments) == ["9-0"]
-    assert picture.fleet.free_address("n") == "n:1"
+    assert next(picture.fleet.free_addresses("n")) == "n:1"
 
     picture.draw_anew(cluster.now)
     assert dict(picture.fleet.assignments) == {}
-    assert picture.fleet.free_address("n") == "n:0"
+    assert next(picture.fleet.free_addresses("n")) == "n:0"
 
 
 def test_a_stop_that_was_decided_and_not_written_is_taken_back(cluster: Cluster) -> None:
@@ -48,7 +48,7 @@ def test_a_stop_that_was_decided_and_not_written_is_taken_back(cluster: Cluster)
 
 def test_what_was_learnt_outlasts_an_interruption(cluster: Cluster) -> None:
     picture = picture_of(cluster)
-    picture.fleet.learnt.note_process("f.ns", "n", tier=0, seconds=0.125)
+    picture.fleet.learnt.note_process("f.ns", "n", rung=0, seconds=0.125)
 
     picture.draw_anew(cluster.now)
     rows = np.zeros(picture.fleet.rows.size, dtype=np.int64)
