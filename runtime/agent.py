@@ -33,6 +33,7 @@ from stoker.runtime.instance import DRAIN_SECONDS_MAXIMUM, Instance
 from stoker.runtime.node import Node
 from stoker.runtime.spare_sockets import SpareSockets
 
+# On a full node too: who takes the place of another is told an address while that one still ends.
 SPARE_SOCKETS = 4
 # Residents and bandwidths change with every chunk; they are told at most this often.
 REFRESH_SECONDS = 0.25
@@ -126,7 +127,7 @@ class Agent:
         """Work until `stop` is set, then drain every instance; takes at most 18 s to end."""
         self._node = node
         self._accepting = True
-        self._spares.fill(self._spare_count())
+        self._spares.fill(SPARE_SOCKETS)
         writing = asyncio.ensure_future(self._announcements.run())
         self._announce_all()
         stop_watches = await asyncio.to_thread(self._watch)
@@ -301,13 +302,10 @@ class Agent:
         if not self._accepting:
             return
         try:
-            self._spares.fill(self._spare_count())
+            self._spares.fill(SPARE_SOCKETS)
         except StartFailed as error:
             _log.error("spare_socket_failed", cause=error.cause)
         self.announce()
-
-    def _spare_count(self) -> int:
-        return min(SPARE_SOCKETS, self._identity.instances_maximum - self.live_count)
 
     async def _function_of(self, order: Assignment) -> FunctionRecord:
         """The function as it was when it was assigned; the store is asked if the watch lags."""

@@ -26,7 +26,7 @@ from stoker.placement.records import (
     decode,
     encode,
 )
-from stoker.runtime.agent import Agent, Tiers
+from stoker.runtime.agent import SPARE_SOCKETS, Agent, Tiers
 from stoker.runtime.announcements import Announcements
 from stoker.runtime.cgroups import ControlGroups
 from stoker.runtime.function_logs import FunctionLogs
@@ -192,17 +192,13 @@ def test_a_claimed_socket_is_replaced_at_once(tmp_path: Path) -> None:
     in_world(tmp_path, story)
 
 
-def test_no_more_addresses_are_announced_than_instances_are_allowed(tmp_path: Path) -> None:
+def test_a_full_node_has_addresses_for_who_takes_the_place_of_another(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        assert len(world.record().spare_addresses) == 2
-        world.assign("1-0")
-        await world.in_state("1-0", "serving")
-        await world.until(lambda: len(world.record().spare_addresses) == 1)
-        order = world.assign("1-1")
-        await world.in_state("1-1", "serving")
-        await world.until(lambda: len(world.record().spare_addresses) == 0)
-        world.store.delete(order.path)
-        await world.until(lambda: len(world.record().spare_addresses) == 1)
+        for number in range(2):
+            world.assign(f"1-{number}")
+            await world.in_state(f"1-{number}", "serving")
+        await world.until(lambda: len(world.record().spare_addresses) == SPARE_SOCKETS)
+        assert world.record().instances_maximum == 2
 
     in_world(tmp_path, story, instances_maximum=2)
 
