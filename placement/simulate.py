@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from stoker.placement.choice import Candidate
 from stoker.placement.demand import DemandLedger
 from stoker.placement.estimate import resume_seconds
 from stoker.placement.kpa import TICK_SECONDS
@@ -217,7 +216,7 @@ class Simulation(Lifecycle):
                 self.outcome.shortages += 1
                 self._short[function.record.key] = function
                 return
-            if self._waits_for(chosen):
+            if chosen.instance_id:
                 self.outcome.waits_chosen += 1
                 look_at = self._now + max(chosen.stages.room, PATIENCE_SECONDS)
                 self._at(look_at, self._scale_again, function)
@@ -227,18 +226,13 @@ class Simulation(Lifecycle):
                 self._scale(other)
         self._short.pop(function.record.key, None)
 
-    def _waits_for(self, chosen: Candidate) -> bool:
-        """Whether nothing is started now: as in production, whatever becomes free first is taken,
-        also if it was expected to last longer.
-        """
-        waited = any(victim.how == "wait" for victim in chosen.victims)
-        return bool(chosen.instance_id) or (self._planner.placing.careful and waited)
-
     def _scale_again(self, function: Function) -> None:
         if function.queue:
             self._scale(function)
 
     def _retry_short(self) -> None:
+        if self._planner.placing.careful:
+            self._reconsider()
         for key in list(self._short)[:RETRIES_MAXIMUM]:
             function = self._short.get(key)
             if function is not None:

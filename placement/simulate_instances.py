@@ -31,6 +31,8 @@ class Lifecycle(ABC):
         self._events: list[tuple[float, int, Act, Any]] = []
         self._number = 0
         self._instances: dict[str, Instance] = {}
+        # Those that wait for others to end what they run, and take their places.
+        self._heirs: dict[str, Instance] = {}
         self._prefetches = (
             Prefetches(world, planner, self.outcome, self._at, self._demand_of)
             if planner.placing.prefetches
@@ -156,6 +158,7 @@ class Lifecycle(ABC):
         if not target:
             victim.leaving = True
             function.leaving += 1
+            self._heirs[heir.instance_id] = heir
             return
         there = self._place(function, target, len(victim.assignment.devices))
         there.predecessor = victim
@@ -194,6 +197,8 @@ class Lifecycle(ABC):
         heir = instance.heir
         if heir is not None:
             heir.blockers.discard(instance.instance_id)
+            if not heir.blockers:
+                self._heirs.pop(heir.instance_id, None)
             if not heir.blockers and heir.state != "gone":
                 self._load(heir)
         if instance.leaving and function.queue:
@@ -204,6 +209,7 @@ class Lifecycle(ABC):
         function, now = instance.function, self._now
         instance.state = "gone"
         del self._instances[instance.instance_id]
+        self._heirs.pop(instance.instance_id, None)
         if instance in function.instances:
             function.instances.remove(instance)
         function.leaving -= instance.leaving
@@ -289,6 +295,15 @@ class Lifecycle(ABC):
             self._planner.begins(blocker, self._now)
             self._planner.works(blocker, self._now)
         self._scale(heir.function)
+
+    def _reconsider(self) -> None:
+        """Something became idle: the first of those that wait for others' ends may take it."""
+        for heir in self._heirs.values():
+            if all(self._instances[key].leaving for key in heir.blockers):
+                self.outcome.starts -= 1
+                self.outcome.stops -= 1
+                self._stay(self._instances[min(heir.blockers)])
+                return
 
     def _recover(self, node: SimulatedNode) -> None:
         node.up = True
