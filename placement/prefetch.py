@@ -123,13 +123,11 @@ class _Draft:
             if row is not None:
                 room = int(fleet.rows.pool_bytes[row]) - fleet.holdings.used_bytes(row)
                 self._desks[node_id] = _Desk(row, room, dict(self._unread(row)), [])
-        # How many nodes were told to bring what they do not have yet.
+        # How many nodes were told to bring a checkpoint.
         self._told: Counter[str] = Counter()
         for node_id, order in orders.items():
             if order and node_id not in self._desks:
-                row = fleet.rows.number(node_id)
-                told = () if row is None else (r for r in order if self._missing(row, r) > 0)
-                self._told.update(ref.digest for ref in told)
+                self._told.update([ref.digest for ref in order])
 
     def keep(self) -> None:
         """What a node fetches or has begun to read stays first."""

@@ -57,7 +57,7 @@ class Durations:
 
     def late_after(self, seconds: float) -> float:
         """The same, but what only one in ten of them exceeds."""
-        longer = sorted(known - seconds for known in self._seconds if known > seconds)
+        longer = sorted([known - seconds for known in self._seconds if known > seconds])
         if longer:
             return longer[int(LATE_SHARE * len(longer))]
         return seconds if self._seconds else math.inf

@@ -30,6 +30,16 @@ def test_the_rest_of_a_request_is_the_mean_rest_of_those_that_ran_longer() -> No
     assert durations.left_after(12.0) == 12.0
 
 
+def test_who_waits_reckons_with_the_rest_that_one_in_ten_exceeds() -> None:
+    durations = Durations()
+    assert durations.late_after(1.0) == math.inf
+    for seconds in range(1, 21):
+        durations.add(float(seconds))
+    assert durations.late_after(0.0) == 19.0
+    assert durations.late_after(10.5) == 20.0 - 10.5
+    assert durations.late_after(25.0) == 25.0
+
+
 class Told:
     """A planner that knows of one node with an instance of the first function."""
 
