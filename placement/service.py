@@ -133,8 +133,12 @@ def _check_calls(call_ids: tuple[str, ...]) -> None:
 
 
 def _check_demand(demand: FunctionDemand) -> None:
-    seconds = min(demand.idle_seconds, demand.request_seconds, demand.waited_seconds)
-    if demand.in_flight < 0 or demand.queued < 0 or not seconds >= 0:
+    told = (
+        *(demand.in_flight, demand.queued, demand.requests, demand.queued_tokens),
+        *(demand.idle_seconds, demand.request_seconds),
+        *(demand.prefill_seconds, demand.waited_seconds),
+    )
+    if not all(0 <= number < math.inf for number in told):
         raise BadRequest(f"Expected numbers of at least 0 in a demand, found {demand}.")
 
 

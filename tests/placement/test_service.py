@@ -38,6 +38,7 @@ from stoker.placement.why import WhyAnswer, WhyRequest
 
 TOKEN = "a cluster token of the test"
 FUNCTION = FunctionRecord("f", "ns", "img", scaling=Scaling(maximum=2, concurrency=1))
+UNREAL = FunctionDemand(0, 1, 0.0, prefill_seconds=-1.0)
 PLACE = encode(PlaceRequest("g", "f.ns", FunctionDemand(0, 1, 0.0)))
 
 
@@ -158,6 +159,7 @@ def test_without_the_token_nothing_is_done(served: Served, path: str, token: str
         (encode(PlaceRequest("", "f.ns", FunctionDemand(0, 1, 0.0))), (400, "bad_request")),
         (encode(PlaceRequest("g", "../x", FunctionDemand(0, 1, 0.0))), (400, "bad_request")),
         (encode(PlaceRequest("g", "f.ns", FunctionDemand(-1, 1, 0.0))), (400, "bad_request")),
+        (encode(PlaceRequest("g", "f.ns", UNREAL)), (400, "bad_request")),
         (encode(PlaceRequest("g", "x.ns", FunctionDemand(0, 1, 0.0))), (404, "function_not_found")),
         (b" " * (BODY_BYTES_MAXIMUM + 1), (413, "payload_too_large")),
     ],
