@@ -92,7 +92,11 @@ class Process:
             way.restore()
 
     def shift_clock(self, seconds: float) -> None:
-        (self.folder / "clock").write_bytes(struct.pack("d", seconds))
+        # In place: a process that looks at a file while it is cut to nothing dies of SIGBUS.
+        clock = self.folder / "clock"
+        clock.touch()
+        with clock.open("r+b", buffering=0) as file:
+            file.write(struct.pack("d", seconds))
 
     def stop(self) -> None:
         if self.popen is not None:
