@@ -30,6 +30,12 @@ STATE_SECONDS_MAXIMUM = 60.0
 ZYGOTE = "stoker.runtime.zygote"
 
 
+def private_dirty_bytes(pid: int) -> int:
+    """Bytes of the pages that this process has written and no other has mapped."""
+    rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(row.split()[1]) * 1024 for row in rows if row.startswith("Private_Dirty:"))
+
+
 class ColdNode(Node):
     """`absent` starts it anew with nothing but the source; the rest of the states follow."""
 
@@ -107,12 +113,16 @@ class ColdNode(Node):
             parked.kill()
 
     def zygote_memory(self) -> dict[str, int]:
-        """Bytes of pages that the zygote, and a process parked beside it, share with nobody."""
-        parked = [process.memory_full_info().uss for process in self._parked()]
+        """Bytes that the zygote, and a process parked beside it, wrote and share with nobody.
+
+        Clean pages of library files are left out: they are the page cache's, which takes them
+        back when it must, whoever has mapped them last.
+        """
+        parked = [private_dirty_bytes(process.pid) for process in self._parked()]
         if not parked:
             raise Failed("No process is parked.")
-        zygote = self._zygote().memory_full_info()
-        return {"zygote_private": zygote.uss, "parked_private": max(parked)}
+        zygote = private_dirty_bytes(self._zygote().pid)
+        return {"zygote_private": zygote, "parked_private": max(parked)}
 
     def wait_for_copies(self) -> None:
         """Until the SSD holds all that the memory does."""
