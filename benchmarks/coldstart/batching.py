@@ -2,13 +2,15 @@
 
     python batching.py FOLDER TOKENS
 
-reads prompts by the number of streams from standard input, and prints what each stream took.
+reads `{"streams": 4, "prompts": [...]}` from each line of standard input, and prints what each of
+these streams took, until the input ends.
 Its sizes are those of a worker, so that the difference between the two is all that a worker and
 the gateway add.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -25,6 +27,7 @@ from stoker.runtime.engine.transformers_engine import BATCH_TOKENS_MAXIMUM, PAGE
 
 CONCURRENCY = 16
 RESULT_SECONDS_MAXIMUM = 60.0
+_NUMBERS = itertools.count()
 
 
 @dataclass
@@ -36,12 +39,11 @@ class Answer:
 
 def run(manager: Any, prompts: list[list[int]], streams: int, tokens: int) -> dict[str, Any]:
     """Keep `streams` of the prompts in flight until all are answered."""
-    waiting = list(enumerate(prompts))[::-1]
+    waiting = list(prompts)[::-1]
     answers: dict[str, Answer] = {}
 
     def submit() -> None:
-        number, prompt = waiting.pop()
-        name = f"{streams}-{number}"
+        name, prompt = f"r{next(_NUMBERS)}", waiting.pop()
         answers[name] = Answer(time.perf_counter())
         manager.add_request(prompt, request_id=name, max_new_tokens=tokens, streaming=True)
 
@@ -60,8 +62,7 @@ def run(manager: Any, prompts: list[list[int]], streams: int, tokens: int) -> di
             left -= 1
             if waiting:
                 submit()
-    ordered = [answers[f"{streams}-{number}"] for number in range(len(prompts))]
-    return {"seconds": time.perf_counter() - begun, "answers": ordered}
+    return {"seconds": time.perf_counter() - begun, "answers": list(answers.values())}
 
 
 def told(answer: Answer, tokenizer: Any, ends: list[int]) -> dict[str, Any]:
@@ -95,21 +96,20 @@ def main() -> None:
         ),
     )
     manager.start()
-    requests = {
-        int(streams): [
+    warm = False
+    for line in sys.stdin:
+        asked = json.loads(line)
+        prompts = [
             tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-            for messages in prompts
+            for messages in asked["prompts"]
         ]
-        for streams, prompts in json.loads(sys.stdin.read()).items()
-    }
-    run(manager, requests[1][:1], 1, 8)  # what is measured is warm
-    found = {}
-    for streams, prompts in requests.items():
-        taken = run(manager, prompts, streams, tokens)
+        if not warm:
+            run(manager, prompts[:1], 1, 8)  # what is measured is warm
+            warm = True
+        taken = run(manager, prompts, asked["streams"], tokens)
         answers = [told(answer, tokenizer, ends) for answer in taken["answers"]]
-        found[streams] = {"seconds": taken["seconds"], "streams": answers}
+        print(json.dumps({"seconds": taken["seconds"], "streams": answers}), flush=True)
     manager.stop(block=True, timeout=5.0)
-    print(json.dumps(found), flush=True)
     os._exit(0)
 
 

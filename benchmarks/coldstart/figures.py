@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from starts import FUNCTIONS, PEERS, STREAMS
+from starts import FUNCTIONS, PEERS, STREAMS, SUBJECTS
 
 MIB = 1 << 20
 # One mapping of key to samples for each round; a key is "chat dram", or the name of a peer.
@@ -102,12 +102,17 @@ def overhead_percent(rounds: Rounds, streams: int) -> float | None:
 
 def equal_share(taken: Round, streams: int) -> float | None:
     """Of the answers that both gave to so many streams at once, those that are the same text."""
-    ours, bare = taken.get("streams_stoker"), taken.get("streams_transformers")
-    if not ours or not bare:
-        return None
-    given = (both[str(streams)]["streams"] for both in (ours, bare))
-    pairs = list(zip(*given, strict=True))
-    return sum(mine["text"] == theirs["text"] for mine, theirs in pairs) / len(pairs)
+    texts = [
+        (mine["text"], theirs["text"])
+        for pair in stream_pairs(taken, streams)
+        for mine, theirs in zip(*(pair[name]["streams"] for name in SUBJECTS), strict=True)
+    ]
+    return sum(mine == theirs for mine, theirs in texts) / len(texts) if texts else None
+
+
+def stream_pairs(taken: Round, streams: int) -> list[Any]:
+    """Each time that so many streams were measured, one right after the other: by whom."""
+    return list(taken.get("streams", {}).get(str(streams), []))
 
 
 def percentile(values: Sequence[float], share: int) -> float:
@@ -167,10 +172,11 @@ def _both(
 def _both_streams(
     taken: Round, streams: int, what: str, combine: Callable[[float, float], float]
 ) -> float | None:
-    ours, bare = taken.get("streams_stoker"), taken.get("streams_transformers")
-    if not ours or not bare:
-        return None
-    return combine(ours[str(streams)][what], bare[str(streams)][what])
+    found = [
+        combine(pair["stoker"][what], pair["transformers"][what])
+        for pair in stream_pairs(taken, streams)
+    ]
+    return statistics.median(found) if found else None
 
 
 def _median(rounds: Rounds, one: Callable[[Round], float | None]) -> float | None:

@@ -43,8 +43,7 @@ class Groups:
             "s3_throttled": self.throttled,
             "overlap": self.overlap,
             "fresh_process": self.fresh_process,
-            "streams_stoker": self.streams_stoker,
-            "streams_transformers": self.streams_transformers,
+            "streams": self.streams,
         }
         return measures[group]()
 
@@ -131,14 +130,10 @@ class Groups:
         prime(PRIME_BYTES)
         return {name: [serving.measure_server(name, folder)]}
 
-    def streams_stoker(self) -> Taken:
-        with self.node("direct") as node:
+    def streams(self) -> Taken:
+        with self.node("direct") as node, streams.Alone(self.folders["chat"]) as alone:
             node.start()
-            return {"streams_stoker": streams.measure_node(node)}
-
-    def streams_transformers(self) -> Taken:
-        prime(PRIME_BYTES)
-        return {"streams_transformers": streams.measure_alone(self.folders["chat"])}
+            return {"streams": streams.measure(node, alone)}
 
     def device_bytes_per_second(self) -> float:
         """The fastest of fio's ways to read the model's file. Raises Failed."""

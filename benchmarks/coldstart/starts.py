@@ -21,7 +21,7 @@ GROUPS = (
     "overlap",
     "fresh_process",
     *PEERS,
-    *(f"streams_{subject}" for subject in SUBJECTS),
+    "streams",
 )
 
 # 32 tokens in the model's chat template, whose own system message would be longer.
@@ -35,6 +35,8 @@ LONG_PROMPT_TOKENS = 1024
 LONG_PROMPT_WORDS = 1004
 TEXT = "A model that nobody asks holds no memory, and the first who asks waits for a moment only."
 STREAM_TOKENS = 64
+# So often in a round the one follows the other, which goes first in turns.
+STREAM_PAIRS = 3
 _WORDS = ("river", "stone", "bird", "tree", "cloud", "house", "road", "field", "night", "light")
 _QUESTIONS = (
     "How does a steam engine turn heat into motion?",
@@ -66,10 +68,11 @@ def long_messages(seed: int) -> list[dict[str, str]]:
     return messages_of(" ".join(draw.choice(_WORDS) for _ in range(LONG_PROMPT_WORDS)))
 
 
-def stream_prompts(streams: int) -> list[list[dict[str, str]]]:
-    """The requests that are sent by `streams` clients at once."""
-    count = max(8, 2 * streams if streams < len(_QUESTIONS) else streams)
-    return [messages_of(_QUESTIONS[number % len(_QUESTIONS)]) for number in range(count)]
+def stream_prompts(streams: int, pair: int) -> list[list[dict[str, str]]]:
+    """The requests that `streams` clients send at once, two of one client."""
+    first, count = pair * streams, max(2, streams)
+    numbers = range(first, first + count)
+    return [messages_of(_QUESTIONS[number % len(_QUESTIONS)]) for number in numbers]
 
 
 def shuffled(groups: Sequence[str], seed: int, number: int) -> list[str]:

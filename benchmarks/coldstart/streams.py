@@ -7,27 +7,30 @@ environment that a worker has.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 from cold_node import ColdNode
 from figures import percentile
 from http_client import Failed
-from starts import STREAM_TOKENS, STREAMS, stream_prompts
+from starts import STREAM_PAIRS, STREAM_TOKENS, STREAMS, stream_prompts
 
 from stoker.gateway.cli.server_timing import decode_event, delta_text
 from stoker.runtime.worker_start import zygote_environment
 
 BATCHING = Path(__file__).with_name("batching.py")
 SECONDS_MAXIMUM = 300.0
+Prompts = Sequence[Sequence[dict[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,30 @@ def summary(streams: Sequence[Stream], seconds: float) -> dict[str, Any]:
     }
 
 
-def measure_node(node: ColdNode) -> dict[str, Any]:
-    """Every number of streams, through the gateway."""
+def measure(node: ColdNode, alone: Alone) -> dict[str, Any]:
+    """Every number of streams, several times by the one and right after by the other."""
     node.ask("chat")
-    return {str(count): asyncio.run(_through(node, count)) for count in STREAMS}
+    taken: dict[str, Any] = {}
+    for count in STREAMS:
+        pairs = taken.setdefault(str(count), [])
+        for number in range(STREAM_PAIRS):
+            prompts = stream_prompts(count, number)
+            ways = {
+                "stoker": lambda prompts=prompts, count=count: through(node, prompts, count),
+                "transformers": lambda prompts=prompts, count=count: alone.run(prompts, count),
+            }
+            order = list(ways) if number % 2 else list(ways)[::-1]
+            pairs.append({name: ways[name]() for name in order})
+    return taken
 
 
-async def _through(node: ColdNode, count: int) -> dict[str, Any]:
-    waiting = list(reversed(stream_prompts(count)))
+def through(node: ColdNode, prompts: Prompts, count: int) -> dict[str, Any]:
+    """`count` clients of the gateway at once."""
+    return asyncio.run(_through(node, prompts, count))
+
+
+async def _through(node: ColdNode, prompts: Prompts, count: int) -> dict[str, Any]:
+    waiting = list(reversed(prompts))
     done: dict[int, Stream] = {}
     timeout = aiohttp.ClientTimeout(total=SECONDS_MAXIMUM)
     async with aiohttp.ClientSession(
@@ -111,22 +130,46 @@ async def _stream(session: aiohttp.ClientSession, messages: list[dict[str, str]]
     return Stream((first - begun) * 1000, rest, tokens, "".join(words))
 
 
-def measure_alone(folder: Path) -> dict[str, Any]:
-    """Every number of streams, by transformers' continuous batching in a process. Raises Failed."""
-    request = {str(count): stream_prompts(count) for count in STREAMS}
-    ran = subprocess.run(
-        [sys.executable, "-P", str(BATCHING), str(folder), str(STREAM_TOKENS)],
-        input=json.dumps(request),
-        env=dict(zygote_environment(os.environ)),
-        capture_output=True,
-        text=True,
-        timeout=SECONDS_MAXIMUM,
-        check=False,
-    )
-    if ran.returncode != 0:
-        raise Failed(" | ".join(ran.stderr.splitlines()[-3:])[-500:])
-    answers: Mapping[str, Any] = json.loads(ran.stdout.splitlines()[-1])
-    return {
-        count: summary([Stream(**stream) for stream in answer["streams"]], answer["seconds"])
-        for count, answer in answers.items()
-    }
+class Alone:
+    """The process of `batching.py`, which waits for prompts. Raises Failed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(BATCHING), str(folder), str(STREAM_TOKENS)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=dict(zygote_environment(os.environ)),
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def run(self, prompts: Prompts, count: int) -> dict[str, Any]:
+        """`count` of the prompts in flight at once."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with deadline(self._process.kill, SECONDS_MAXIMUM):
+            self._process.stdin.write(json.dumps({"streams": count, "prompts": prompts}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        if not line:
+            raise Failed(f"{BATCHING.name} ended, or took more than {SECONDS_MAXIMUM:g} s.")
+        answer = json.loads(line)
+        return summary([Stream(**stream) for stream in answer["streams"]], answer["seconds"])
+
+
+@contextlib.contextmanager
+def deadline(act: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Do it if what runs inside has not ended by then."""
+    timer = threading.Timer(seconds, act)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

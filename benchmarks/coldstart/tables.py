@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 
-from figures import Rounds, median_sample
+from figures import Rounds, median_sample, stream_pairs
 from rich.console import Console
 from rich.table import Table
 from starts import STREAMS, SUBJECTS
@@ -37,17 +37,13 @@ def show_starts(rounds: Rounds, console: Console) -> None:
 
 
 def show_streams(rounds: Rounds, console: Console) -> None:
-    table = Table(title="Warm streams (medians over the rounds)", box=None, pad_edge=False)
+    table = Table(title="Warm streams (medians)", box=None, pad_edge=False)
     columns = ("tokens_per_second", "ttft_ms_p50", "ttft_ms_p95", "tpot_ms_p50", "tpot_ms_p95")
     for heading in ("streams", "by", *columns):
         table.add_column(heading, justify="right")
     for count in STREAMS:
         for subject in SUBJECTS:
-            found = [
-                taken[f"streams_{subject}"][str(count)]
-                for taken in rounds
-                if f"streams_{subject}" in taken
-            ]
+            found = [pair[subject] for taken in rounds for pair in stream_pairs(taken, count)]
             if found:
                 middle = [statistics.median(each[column] for each in found) for column in columns]
                 table.add_row(str(count), subject, *(f"{number:.1f}" for number in middle))

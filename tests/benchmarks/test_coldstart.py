@@ -44,9 +44,10 @@ def starts(**milliseconds: float | list[float]) -> dict[str, Any]:
     return {f"chat {k}": [{"ttft_ms": ms} for ms in v] for k, v in listed.items()}
 
 
-def streams(texts: list[str], **fields: float) -> dict[str, Any]:
-    told = [{"text": text} for text in texts]
-    return {"1": {"streams": told, **fields}, "16": {"streams": told, **fields}}
+def streams(**by: dict[str, Any]) -> dict[str, Any]:
+    """One pair of measurements of 1 and of 16 streams."""
+    pair = {name: {**f, "streams": [{"text": t} for t in f["texts"]]} for name, f in by.items()}
+    return {"1": [pair], "16": [pair]}
 
 
 def test_what_is_compared_is_compared_within_rounds() -> None:
@@ -98,8 +99,10 @@ def test_the_figures_of_a_round_are_all_there() -> None:
         "device_bytes_per_second": 1e9,
         "chat overlap": [{"ttft_ms": 3600, "load_ms": 3000, "prefill_ms": 2000}],
         "zygote_memory": {"zygote_private": 41_500_000, "parked_private": 12_000_000},
-        "streams_stoker": streams(["a", "b"], tokens_per_second=95, ttft_ms_p50=52),
-        "streams_transformers": streams(["a", "c"], tokens_per_second=100, ttft_ms_p50=50),
+        "streams": streams(
+            stoker={"tokens_per_second": 95, "ttft_ms_p50": 52, "texts": ["a", "b"]},
+            transformers={"tokens_per_second": 100, "ttft_ms_p50": 50, "texts": ["a", "c"]},
+        ),
     }
     found = figures.figures([taken], {"chat": 100_000_000, "embed": 90_000_000}, 1e8)
     expected = {
