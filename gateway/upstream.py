@@ -15,7 +15,7 @@ from stoker.placement.errors import DeadlineExceeded, InstanceLost
 
 CONNECT_SECONDS = 5.0
 # Shorter than the instances keep an idle connection, so that it is we who close it.
-IDLE_CONNECTION_SECONDS = 3.0
+IDLE_CONNECTION_SECONDS = 60.0
 # A machine that vanished says nothing: probes find it after 5 + 3 * 5 seconds.
 PROBE_SECONDS = 5
 PROBES = 3
