@@ -5,6 +5,7 @@ StokerError                  500  internal
 │   ├── BadJson              400  bad_json
 │   ├── BadSpec              400  bad_spec
 │   ├── ContextOverflow      400  context_length_exceeded
+│   ├── DestinationForbidden 400  destination_forbidden
 │   └── PayloadTooLarge      413  payload_too_large
 ├── Unauthorized             401  unauthorized
 ├── NotFound                 404  not_found
@@ -103,6 +104,10 @@ class BadSpec(BadRequest):
 
 class ContextOverflow(BadRequest):
     code = "context_length_exceeded"
+
+
+class DestinationForbidden(BadRequest):
+    code = "destination_forbidden"
 
 
 class PayloadTooLarge(BadRequest):
