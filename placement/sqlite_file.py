@@ -80,8 +80,8 @@ class Connection:
     def __init__(self, path: Path) -> None:
         self._path = path
         with translated(path, "open"):
-            _create_private(path)
-        with _opening(path), translated(path, "open"):
+            create_private(path)
+        with opening(path), translated(path, "open"):
             self._db = sqlite3.connect(
                 path, timeout=BUSY_SECONDS_MAX, isolation_level=None, check_same_thread=False
             )
@@ -246,7 +246,8 @@ class Connection:
         self._db.execute("UPDATE meta SET value = ? WHERE name = 'pruned'", (revision,))
 
 
-def _create_private(path: Path) -> None:
+def create_private(path: Path) -> None:
+    """Make the file of a database, and its folder, for this user alone; OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Never open a database that is there: closing any descriptor of a file drops every lock that
     # this process holds on it, those of other connections too. SQLite gives its journal files
@@ -257,7 +258,7 @@ def _create_private(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _opening(path: Path) -> Iterator[None]:
+def opening(path: Path) -> Iterator[None]:
     """One process at a time: of two that turn a new file to WAL, one finds it locked at once."""
     with translated(path, "open"):
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
