@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 BENCH_INSTALLED := $(VENV)/.bench-installed
 
-.PHONY: test lint unit chaos-checkpoint chaos-cycles chaos-cluster demo bench-loader bench-coldstart bench-keepalive bench-placement native-sanitize native-fuzz format clean
+.PHONY: test lint unit chaos-checkpoint chaos-cycles chaos-jobs chaos-cluster demo bench-jobs bench-loader bench-coldstart bench-keepalive bench-placement native-sanitize native-fuzz format clean
 
 test: lint unit
 
@@ -40,11 +40,16 @@ unit: $(INSTALLED)
 # Every round of the faults of which `make test` runs a few: kills, damage, a full disk.
 chaos-checkpoint: $(INSTALLED)
 	$(BIN)/pytest tests/chaos --ignore tests/chaos/test_cycles.py \
+		--ignore tests/chaos/test_jobs.py \
 		--ignore tests/chaos/test_cluster.py --full -rP
 
 # 1,000 starts and stops of real workers; about 7 minutes.
 chaos-cycles: $(INSTALLED)
 	$(BIN)/pytest tests/chaos/test_cycles.py --full -rP
+
+# 1,000 jobs, and 10 kills of their gateway.
+chaos-jobs: $(INSTALLED)
+	$(BIN)/pytest tests/chaos/test_jobs.py --full -rP
 
 # Kills, stops, cuts and lies about time on a cluster with a real ensemble; about 30 minutes.
 chaos-cluster: $(INSTALLED)
@@ -62,6 +67,9 @@ bench-loader: $(BENCH_INSTALLED)
 	command -v fio > /dev/null || apt-get install --yes --quiet fio || \
 		echo "fio is missing: the share of the device will be null" >&2
 	$(BIN)/python benchmarks/loader/run.py $(BENCH_ARGUMENTS)
+
+bench-jobs: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python benchmarks/jobs/run.py $(BENCH_ARGUMENTS)
 
 # Each peer has an environment of its own; one that does not install is named in the result.
 bench-coldstart: $(INSTALLED)

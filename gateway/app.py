@@ -47,6 +47,7 @@ class ControlPlane:
     code_store: CodeStore
     view: ChangeSink
     why: Callable[[str], WhyAnswer]
+    measure: Callable[[], None]
 
 
 def create_app(control: ControlPlane) -> Flask:
@@ -82,6 +83,10 @@ def create_app(control: ControlPlane) -> Flask:
 
     @app.get("/metrics")
     def metrics() -> Response:
+        try:
+            control.measure()
+        except StokerError as error:
+            _log.warning("jobs_unmeasured", cause=error.cause)
         snapshot = control.snapshot()
         serving = serving_counts(snapshot, snapshot.functions)
         text = control.metrics.render(snapshot.functions, serving)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from stoker.gateway.builder import publish
 from stoker.gateway.builtin_images import builtin_image
+from stoker.gateway.jobs.retries import retries_of
 from stoker.gateway.metrics import Metrics
 from stoker.placement.errors import (
     BadRequest,
@@ -80,6 +81,7 @@ class Functions:
     def deploy(self, body: Mapping[str, Any], query_namespace: str, *, must_exist: bool) -> None:
         """Create or replace; FunctionNotFound if it `must_exist` and does not, BadSpec."""
         draft = parse_deployment(body, query_namespace or DEFAULT_NAMESPACE)
+        retries_of(draft.annotations)  # read anew by each job; what is wrong is refused here
         path = f"/functions/{draft.namespace}/{draft.name}"
         if must_exist and self._store.get(path) is None:
             raise _missing(f"{draft.name}.{draft.namespace}")

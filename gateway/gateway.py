@@ -24,12 +24,14 @@ from stoker.gateway.exchange import (
 )
 from stoker.gateway.functions import Functions
 from stoker.gateway.invoke import Invoker
+from stoker.gateway.jobs.service import Jobs
 from stoker.gateway.logs import SystemLogs
 from stoker.gateway.metrics import Metrics
 from stoker.gateway.openai import OpenAi
 from stoker.gateway.placement_client import PlacementClient
 from stoker.gateway.router import Router
 from stoker.gateway.settings import MIB, Settings
+from stoker.gateway.ssrf import Guard
 from stoker.gateway.upstream import Upstream, open_session
 from stoker.placement.errors import DeadlineExceeded, StokerError
 from stoker.placement.records import CheckpointRef, EvictRequest, NodeRecord, ResolveRequest
@@ -78,6 +80,16 @@ class Gateway:
         )
         self._logs = SystemLogs(view.snapshot, self._agents, credentials)
         self._budget = BufferBudget(settings.buffered_bytes_maximum)
+        self._jobs = Jobs(
+            settings.jobs_folder,
+            settings.jobs_maximum,
+            self._invoker,
+            Guard(settings.private_destinations),
+            credentials,
+            self._budget,
+            metrics.registry,
+            settings.body_bytes_maximum,
+        )
         self._control = WSGIMiddleware(
             create_app(
                 ControlPlane(
@@ -89,6 +101,7 @@ class Gateway:
                     store,
                     view,
                     self._why,
+                    self._measure,
                 )
             ),
             workers=CONTROL_THREADS,
@@ -99,6 +112,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Stop reporting and close every connection; requests must have ended."""
+        await self._jobs.close()
         self._report.cancel()
         self._router.close()
         self._control.executor.shutdown(wait=False, cancel_futures=True)
@@ -113,6 +127,8 @@ class Gateway:
         try:
             if path.startswith("/function/"):
                 await self._invoker.function_route(request, reply)
+            elif self._jobs.routes.serves(path):
+                await self._jobs.routes.route(request, reply)
             elif path.startswith(("/v1/", "/openai/v1/")):
                 await self._openai.route(request, reply)
             elif path == "/healthz":
@@ -175,6 +191,10 @@ class Gateway:
     def _why(self, name: str) -> WhyAnswer:
         """What placement decided for a call or an instance, from one of Flask's threads."""
         return self._wait_for(self._placement.why(name), "Placement did not say why")
+
+    def _measure(self) -> None:
+        """Bring what the metrics tell of jobs up to date, from one of Flask's threads."""
+        self._wait_for(self._jobs.measure(), "The queue of jobs did not answer")
 
     def _nodes(self) -> list[NodeRecord]:
         return list(self._view.snapshot().nodes.values())

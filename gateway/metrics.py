@@ -16,38 +16,38 @@ class Metrics:
     """Counts from many threads; `function_name` is a function key, `code` an HTTP status."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         self._started = Counter(
             "gateway_function_invocation_started",
             "Invocations that began.",
             ["function_name"],
-            registry=self._registry,
+            registry=self.registry,
         )
         self._total = Counter(
             "gateway_function_invocation",
             "Invocations that ended; code 499 means that the client left.",
             ["function_name", "code"],
-            registry=self._registry,
+            registry=self.registry,
         )
         self._seconds = Histogram(
             "gateway_functions_seconds",
             "From the arrival of a request to the end of its response.",
             ["function_name", "code"],
             buckets=_CALL_BUCKETS,
-            registry=self._registry,
+            registry=self.registry,
         )
         self._cold_seconds = Histogram(
             "gateway_cold_start_seconds",
             "From arrival to the response's first byte, of requests whose instance still started.",
             ["function_name"],
             buckets=_COLD_BUCKETS,
-            registry=self._registry,
+            registry=self.registry,
         )
         self._services = Gauge(
             "gateway_service_count",
             "Instances that serve.",
             ["function_name"],
-            registry=self._registry,
+            registry=self.registry,
         )
         self._counts: dict[str, int] = {}
 
@@ -75,4 +75,4 @@ class Metrics:
         self._services.clear()
         for key in functions:
             self._services.labels(key).set(serving.get(key, 0))
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)

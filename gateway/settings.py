@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from stoker.gateway.ssrf import PrivateDestinations
 from stoker.placement.environment import (
     bind_address,
     cluster_token_file,
@@ -26,7 +27,8 @@ class Settings:
     """Sizes in bytes, times in seconds.
 
     `response_head_seconds` counts from the dispatch to an instance, `queue_seconds` from the
-    arrival to the dispatch.
+    arrival to the dispatch. `jobs_maximum` are those that wait or run; callbacks reach only what is
+    public and `private_destinations`.
     """
 
     store_url: str
@@ -37,10 +39,16 @@ class Settings:
     response_head_seconds: float = 600.0
     queue_seconds: float = 600.0
     log_level: str = "info"
+    jobs_maximum: int = 10_000
+    private_destinations: PrivateDestinations = field(default_factory=PrivateDestinations)
 
     @property
     def password_file(self) -> Path:
         return self.state_dir / "auth" / "password"
+
+    @property
+    def jobs_folder(self) -> Path:
+        return self.state_dir / "jobs"
 
     @property
     def buffered_bytes_maximum(self) -> int:
@@ -62,6 +70,10 @@ class Settings:
             ),
             queue_seconds=whole_number(environment, "STOKER_QUEUE_SECONDS_MAXIMUM", 600),
             log_level=log_level(environment),
+            jobs_maximum=whole_number(environment, "STOKER_JOBS_MAXIMUM", 10_000),
+            private_destinations=PrivateDestinations.parse(
+                environment.get("STOKER_PRIVATE_DESTINATIONS") or ""
+            ),
         )
 
     def prepare_secrets(self) -> None:

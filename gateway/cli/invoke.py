@@ -33,6 +33,8 @@ from stoker.placement.errors import BadRequest, FunctionError, StokerError
 @click.option("--data", "-d", default=None, help="Body: text, @file, or - for stdin.")
 @click.option("--stream", is_flag=True, help="Print the answer as it is made.")
 @click.option("--timing", is_flag=True, help="Show on stderr where the time went.")
+@click.option("--async", "later", is_flag=True, help="Queue the call and print its id.")
+@click.option("--callback", default="", help="With --async: URL that gets the answer.")
 @click.option("--timeout", "timeout_seconds", default=300.0, help="Seconds to wait for bytes.")
 @namespace_option
 @gateway_option
@@ -42,6 +44,8 @@ def invoke(
     data: str | None,
     stream: bool,
     timing: bool,
+    later: bool,
+    callback: str,
     timeout_seconds: float,
     namespace: str,
     gateway: str | None,
@@ -50,6 +54,9 @@ def invoke(
     client = client_of(gateway)
     body = _body(data)
     headers = {"Content-Type": "application/json" if _is_json(body) else "text/plain"}
+    if later:
+        _queue(client, name, namespace, body, headers, callback)
+        return
     if stream and body:
         body, headers = _streamed(client, name, namespace, body, headers)
     route = f"/function/{name}.{namespace}" if namespace else path_of("/function", name)
@@ -59,6 +66,23 @@ def invoke(
         _print_body(answer, stream)
         if timing:
             _print_timing(answer)
+
+
+def _queue(
+    client: GatewayClient,
+    name: str,
+    namespace: str,
+    body: bytes,
+    headers: dict[str, str],
+    callback: str,
+) -> None:
+    route = f"/async-function/{name}.{namespace}" if namespace else path_of("/async-function", name)
+    if callback:
+        headers = {**headers, "X-Callback-Url": callback}
+    with client.open("POST", route, body, headers) as answer:
+        if answer.status >= 400:
+            raise error_of(answer, name)
+        click.echo(answer.headers["X-Call-Id"])
 
 
 def _body(data: str | None) -> bytes:

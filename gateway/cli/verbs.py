@@ -6,12 +6,14 @@ import click
 
 from stoker.gateway.cli.deploy import deploy
 from stoker.gateway.cli.invoke import invoke
+from stoker.gateway.cli.jobs import jobs
 from stoker.gateway.cli.manage import evict, logs, remove, scale
 from stoker.gateway.cli.status import describe, list_functions, list_instances, why
 
 VERBS: tuple[click.Command, ...] = (
     deploy,
     invoke,
+    jobs,
     list_functions,
     list_instances,
     describe,

@@ -11,7 +11,10 @@ from harness.gateway import Bench
 
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    environment = {"STOKER_BODY_BYTES_MAXIMUM": "1000000"}
+    environment = {
+        "STOKER_BODY_BYTES_MAXIMUM": "1000000",
+        "STOKER_PRIVATE_DESTINATIONS": "127.0.0.1",
+    }
     bench = Bench(tmp_path_factory.mktemp("gateway") / "state", environment).start()
     yield bench
     bench.stop()

@@ -1,0 +1,236 @@
+"""/async-function/* and /system/async/*: what a client sees of the queue.
+
+POST   /async-function/<name>[.<namespace>][/path]   202 once the job is on the disk
+GET    /async-function/<call-id>                     what a callback would bring; 202 until then
+DELETE /async-function/<call-id>                     202: cancelled, or about to be
+GET    /system/async[?state=&function=&limit=]       jobs, the newest first
+GET    /system/async/<call-id>                       one job and its callback
+POST   /system/async/<call-id>/retry[?queue=]        202: a dead job waits again
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from typing import Any
+from urllib.parse import parse_qs, unquote
+
+import orjson
+import structlog
+
+from stoker.gateway.auth import Credentials
+from stoker.gateway.exchange import ClientGone, Headers, Reply, Request, error_answer
+from stoker.gateway.headers import call_id_of
+from stoker.gateway.invoke import Invoker
+from stoker.gateway.jobs.callbacks import outcome_headers
+from stoker.gateway.jobs.invocations import CALLBACK_QUEUE, INVOKE_QUEUE, invocation_job
+from stoker.gateway.jobs.metrics import JobMetrics
+from stoker.gateway.jobs.queue import JobQueue
+from stoker.gateway.jobs.records import ENDED, STATES, JobStatus
+from stoker.gateway.jobs.store import QueueRunner
+from stoker.gateway.ssrf import Guard
+from stoker.placement.errors import (
+    BadRequest,
+    Conflict,
+    NotFound,
+    StokerError,
+    Unauthorized,
+)
+from stoker.placement.names import DEFAULT_NAMESPACE
+
+LISTED_DEFAULT = 100
+LISTED_MAXIMUM = 1000
+_FUNCTION = re.compile(r"/async-function/([-a-zA-Z_0-9.]+)(/.*)?", re.DOTALL)
+_JSON = (b"content-type", b"application/json")
+_SYSTEM = re.compile(r"/system/async(?:/([^/]+)(/retry)?)?")
+
+_log = structlog.get_logger()
+
+
+class AsyncRoutes:
+    def __init__(
+        self,
+        store: QueueRunner,
+        invoker: Invoker,
+        guard: Guard,
+        credentials: Credentials,
+        metrics: JobMetrics,
+        body_bytes_maximum: int,
+    ) -> None:
+        self._store = store
+        self._invoker = invoker
+        self._guard = guard
+        self._credentials = credentials
+        self._metrics = metrics
+        self._body_bytes_maximum = body_bytes_maximum
+
+    @staticmethod
+    def serves(path: str) -> bool:
+        return path.startswith(("/async-function/", "/system/async/")) or path == "/system/async"
+
+    async def route(self, request: Request, reply: Reply) -> None:
+        """Answer one request to one of our paths."""
+        try:
+            if request.path.startswith("/async-function/"):
+                await self._function_route(request, reply)
+            else:
+                await self._system_route(request, reply)
+        except ClientGone:
+            return
+        except StokerError as error:
+            status, headers, body = error_answer(error, request.header(b"accept"))
+            if isinstance(error, Unauthorized):
+                headers.append((b"www-authenticate", b'Basic realm="Restricted"'))
+                body = b"invalid credentials"
+            await reply.whole(status, headers, body)
+
+    async def _function_route(self, request: Request, reply: Reply) -> None:
+        if request.method == "POST":
+            await self._accept(request, reply)
+            return
+        if request.method not in ("GET", "HEAD", "DELETE"):
+            await reply.whole(405, [(b"allow", b"POST, GET, HEAD, DELETE")], b"")
+            return
+        self._authorize(request)
+        call_id = _call_id(request.path.removeprefix("/async-function/"))
+        if request.method == "DELETE":
+            await self._store.run(lambda queue: queue.cancel(INVOKE_QUEUE, call_id, time.time()))
+            _log.info("job_cancelled", job=call_id)
+            await reply.whole(202, [(b"x-call-id", call_id.encode())], b"")
+        else:
+            await self._result(call_id, reply)
+
+    async def _accept(self, request: Request, reply: Reply) -> None:
+        call_id, start_nanoseconds = call_id_of(request), time.time_ns()
+        said: Headers = [
+            (b"x-call-id", call_id.encode()),
+            (b"x-start-time", str(start_nanoseconds).encode()),
+        ]
+        try:
+            matched = _FUNCTION.fullmatch(request.path)
+            name, path = (matched[1], matched[2] or "/") if matched else ("", "/")
+            function = self._invoker.find(name)
+            callback_url = request.header(b"x-callback-url").strip()
+            if callback_url:
+                self._guard.check(callback_url)
+            await request.read(self._body_bytes_maximum)
+            added = await self._store.run(
+                lambda queue: queue.accept(
+                    invocation_job(
+                        request,
+                        call_id,
+                        function.key,
+                        name,
+                        path,
+                        callback_url,
+                        self._credentials.either,
+                    ),
+                    time.time(),
+                )
+            )
+        except StokerError as error:
+            status, headers, body = error_answer(error, request.header(b"accept"))
+            await reply.whole(status, [*headers, *said], body)
+            return
+        if added:
+            self._metrics.accepted()
+        await reply.whole(202, said, b"")
+
+    async def _result(self, call_id: str, reply: Reply) -> None:
+        def read(queue: JobQueue) -> tuple[JobStatus, bytes]:
+            found = queue.status(INVOKE_QUEUE, call_id)
+            wanted = found.state in ENDED
+            return found, queue.body(INVOKE_QUEUE, call_id, "result") if wanted else b""
+
+        found, result = await self._store.run(read)
+        if found.state not in ENDED:
+            body = orjson.dumps(_wire(found))
+            await reply.whole(202, [_JSON, (b"x-call-id", call_id.encode())], body)
+            return
+        if found.state == "cancelled":
+            raise Conflict(f"Expected a result of {call_id!r:.140}, found that it was cancelled.")
+        headers = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in outcome_headers(found)]
+        await reply.whole(200, headers, result)
+
+    async def _system_route(self, request: Request, reply: Reply) -> None:
+        self._authorize(request)
+        matched = _SYSTEM.fullmatch(request.path)
+        if matched is None:
+            raise NotFound(f"{request.method} {request.path:.80}: no such route.")
+        name, retried = matched[1], matched[2]
+        if request.method != ("POST" if retried else "GET"):
+            await reply.whole(405, [(b"allow", b"POST" if retried else b"GET")], b"")
+        elif name is None:
+            await self._list(request, reply)
+        elif retried:
+            call_id, queue_name = _call_id(name), _one(request.query, "queue") or INVOKE_QUEUE
+            await self._store.run(lambda queue: queue.retry(queue_name, call_id, time.time()))
+            _log.info("job_retried", queue=queue_name, job=call_id)
+            await reply.whole(202, [(b"x-call-id", call_id.encode())], b"")
+        else:
+            await self._show(_call_id(name), reply)
+
+    async def _show(self, call_id: str, reply: Reply) -> None:
+        def read(queue: JobQueue) -> tuple[JobStatus, JobStatus | None]:
+            found = queue.status(INVOKE_QUEUE, call_id)
+            try:
+                return found, queue.status(CALLBACK_QUEUE, call_id)
+            except NotFound:
+                return found, None
+
+        found, callback = await self._store.run(read)
+        told = _wire(found) | {"callback": None if callback is None else _wire(callback)}
+        await reply.whole(200, [_JSON], orjson.dumps(told))
+
+    async def _list(self, request: Request, reply: Reply) -> None:
+        state, key = _one(request.query, "state"), _one(request.query, "function")
+        queue_name = _one(request.query, "queue") or INVOKE_QUEUE
+        limit = _one(request.query, "limit") or str(LISTED_DEFAULT)
+        if state not in ("", *STATES) or not re.fullmatch(r"[0-9]{1,6}", limit, re.ASCII):
+            raise BadRequest(
+                f"Expected state ({', '.join(STATES)}) and limit (a number), found "
+                f"{request.query!r:.200}.",
+                "Correct the query.",
+            )
+        if key and "." not in key:
+            key = f"{key}.{DEFAULT_NAMESPACE}"
+        wanted = min(int(limit), LISTED_MAXIMUM)
+        found = await self._store.run(lambda queue: queue.list(queue_name, state, key, wanted))
+        body = await asyncio.to_thread(orjson.dumps, [_wire(job) for job in found])
+        await reply.whole(200, [_JSON], body)
+
+    def _authorize(self, request: Request) -> None:
+        if not self._credentials.either(request.header(b"authorization")):
+            raise Unauthorized("invalid credentials")
+
+
+def _wire(job: JobStatus) -> dict[str, Any]:
+    """A job as JSON: times in seconds since the epoch, null for what has not been yet."""
+    outcome = job.outcome
+    return {
+        "call_id": job.id,
+        "queue": job.queue,
+        "function" if job.queue == INVOKE_QUEUE else "host": job.key,
+        "state": job.state,
+        "runs": job.runs,
+        "interruptions": job.interruptions,
+        "created_at": job.created_at,
+        "due_at": job.due_at,
+        "started_at": job.started_at,
+        "ended_at": job.ended_at,
+        "body_bytes": job.body_bytes,
+        "result_bytes": job.result_bytes,
+        "status": None if outcome is None or not outcome.status else outcome.status,
+        "duration_seconds": None if outcome is None else outcome.seconds,
+        "error": None if outcome is None else outcome.error,
+    }
+
+
+def _call_id(segment: str) -> str:
+    """The id in a path, where everything may be quoted."""
+    return unquote(segment, encoding="latin-1")
+
+
+def _one(query: str, name: str) -> str:
+    return parse_qs(query).get(name, [""])[-1]

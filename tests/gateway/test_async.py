@@ -1,0 +1,391 @@
+"""/async-function/*, through the real gunicorn, as OpenFaaS' clients and operators use it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from aiohttp import web as server
+from click.testing import CliRunner, Result
+
+from harness import web
+from harness.gateway import Bench, Instance
+from harness.stack import wait_until
+from stoker.deploy.main import main
+from stoker.placement.records import FunctionRecord, Scaling
+
+PREFIX = "com.openfaas.retry."
+QUICK = {f"{PREFIX}min_wait": "20ms", f"{PREFIX}max_wait": "50ms", f"{PREFIX}attempts": "2"}
+
+
+async def echo(request: server.Request) -> server.Response:
+    headers = {"X-Path": request.raw_path, "X-Own": "a", "Set-Cookie": "s=1"}
+    return server.Response(body=await request.read(), headers=headers)
+
+
+def deployed(
+    bench: Bench, handler: Callable[[server.Request], Any], **fields: Any
+) -> tuple[FunctionRecord, Instance]:
+    function, worker = bench.function(**{"annotations": QUICK} | fields), bench.worker(handler)
+    bench.instance(function, worker.address)
+    return function, worker
+
+
+def submit(
+    bench: Bench, function: FunctionRecord, body: bytes = b"x", **headers: str
+) -> web.Answer:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return bench.call("POST", f"/async-function/{function.name}", body, named)
+
+
+def status(bench: Bench, call_id: str) -> dict[str, Any]:
+    answer = bench.system("GET", f"/system/async/{call_id}")
+    assert answer.status == 200
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def ended(bench: Bench, call_id: str, state: str) -> dict[str, Any]:
+    wait_until(lambda: status(bench, call_id)["state"] == state, f"{call_id} is {state}")
+    return status(bench, call_id)
+
+
+class Receiver:
+    """Where callbacks arrive; `answers` are its statuses, one for each, the last one for good."""
+
+    def __init__(self, bench: Bench, *answers: int) -> None:
+        self.headers: list[Mapping[str, str]] = []
+        self.bodies: list[bytes] = []
+        self._answers = list(answers or (200,))
+        self._lock = threading.Lock()
+        self.address = bench.raw_worker(self._answer)
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}/hook?a=b"
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        fields = {n.lower(): v.strip() for n, _, v in (line.partition(":") for line in head[1:])}
+        body = await reader.readexactly(int(fields["content-length"]))
+        with self._lock:
+            self.headers.append({"first": head[0], **fields})
+            self.bodies.append(body)
+            code = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        writer.write(f"HTTP/1.1 {code} X\r\nContent-Length: 0\r\nLocation: /\r\n\r\n".encode())
+        writer.close()
+
+
+def test_a_job_is_accepted_runs_and_its_answer_is_kept(bench: Bench) -> None:
+    function, worker = deployed(bench, echo)
+    path = f"/async-function/{function.key}/a%2Fb?x=1&y=%20"
+    sent = {"Accept": "text/csv", "X-Mine": "1", **web.basic(bench.password)}
+    accepted = bench.call("POST", path, b"\x00body", sent)
+
+    assert (accepted.status, accepted.body) == (202, b"")
+    call_id = accepted.headers["x-call-id"]
+    assert abs(int(accepted.headers["x-start-time"]) / 1e9 - time.time()) < 60
+    found = ended(bench, call_id, "done")
+    assert (found["function"], found["status"], found["runs"]) == (function.key, 200, 1)
+    assert (found["interruptions"], found["error"], found["callback"]) == (0, None, None)
+    result = bench.system("GET", f"/async-function/{call_id}")
+    assert (result.status, result.body) == (200, b"\x00body")
+    assert result.headers["x-path"] == "/a%2Fb?x=1&y=%20"
+    assert result.headers["x-function-status"] == "200"
+    assert result.headers["x-function-name"] == function.name
+    assert result.headers["x-call-id"] == call_id
+    assert float(result.headers["x-duration-seconds"]) == pytest.approx(
+        found["duration_seconds"], abs=1e-6
+    )
+    assert "set-cookie" not in result.headers
+    (request,) = worker.requests
+    assert (request.method, request.headers["X-Call-Id"]) == ("POST", call_id)
+    assert (request.headers["Accept"], request.headers["X-Mine"]) == ("text/csv", "1")
+    assert request.headers["X-Forwarded-For"] == "127.0.0.1"
+    assert "Authorization" not in request.headers
+    # Our own password is not written down either.
+    assert bench.password.encode() not in (bench.state / "jobs" / "jobs.sqlite-wal").read_bytes()
+
+
+def test_what_cannot_become_a_job_is_refused(bench: Bench) -> None:
+    function, worker = deployed(bench, echo)
+    unknown = bench.call("POST", "/async-function/nobody", b"x")
+    assert (unknown.status, unknown.headers["x-openfaas-internal"]) == (404, "gateway")
+    assert len(unknown.headers["x-call-id"]) == 36
+    assert bench.call("POST", "/async-function/.openfaas-fn", b"x").status == 404
+    assert bench.call("PUT", f"/async-function/{function.name}", b"x").status == 405
+    large = submit(bench, function, b"x" * 1_000_001)
+    assert (large.status, large.headers["x-openfaas-internal"]) == (413, "gateway")
+    for url in ("http://169.254.169.254/", "http://[::1]/", "file:///x", "http://a@127.0.0.1/"):
+        refused = submit(bench, function, X_Callback_Url=url, Accept="application/json")
+        assert (refused.status, refused.json()["error"]["code"]) == (400, "destination_forbidden")
+    assert worker.requests == []
+
+
+def test_one_call_id_is_one_job(bench: Bench) -> None:
+    function, worker = deployed(bench, echo)
+    answers = [submit(bench, function, b"same", X_Call_Id="twice-1") for _ in range(3)]
+    assert [(a.status, a.headers["x-call-id"]) for a in answers] == [(202, "twice-1")] * 3
+    ended(bench, "twice-1", "done")
+    assert submit(bench, function, b"same", X_Call_Id="twice-1").status == 202
+    assert submit(bench, function, b"other", X_Call_Id="twice-1").status == 409
+    time.sleep(0.1)
+    assert len(worker.requests) == 1
+
+
+def test_a_run_that_fails_is_repeated_until_it_succeeds(bench: Bench) -> None:
+    codes = itertools.chain([503, 500], itertools.repeat(200))
+
+    async def answer(request: server.Request) -> server.Response:
+        return server.Response(status=next(codes), body=b"said")
+
+    function, worker = deployed(bench, answer)
+    call_id = submit(bench, function).headers["x-call-id"]
+    found = ended(bench, call_id, "done")
+    assert (found["runs"], found["status"], len(worker.requests)) == (3, 200, 3)
+    assert {r.headers["X-Call-Id"] for r in worker.requests} == {call_id}
+
+
+def test_only_the_functions_own_codes_are_repeated(bench: Bench) -> None:
+    async def answer(request: server.Request) -> server.Response:
+        return server.Response(status=int(request.path[1:]), body=b"said")
+
+    function, _ = deployed(bench, answer, annotations={**QUICK, f"{PREFIX}codes": "418"})
+    for code, state, runs in ((500, "done", 1), (404, "done", 1), (418, "dead", 3)):
+        path = f"/async-function/{function.name}/{code}"
+        call_id = bench.call("POST", path, b"x").headers["x-call-id"]
+        found = ended(bench, call_id, state)
+        assert (found["status"], found["runs"]) == (code, runs)
+        assert bench.system("GET", f"/async-function/{call_id}").body == b"said"
+
+
+def test_what_failed_for_good_is_kept_and_can_be_retried(bench: Bench) -> None:
+    well = threading.Event()
+
+    async def answer(request: server.Request) -> server.Response:
+        return server.Response(status=200 if well.is_set() else 500, body=await request.read())
+
+    function, worker = deployed(bench, answer)
+    call_id = submit(bench, function, b"kept").headers["x-call-id"]
+    ended(bench, call_id, "dead")
+    assert len(worker.requests) == 3
+    listed = bench.system("GET", f"/system/async?state=dead&function={function.name}").json()
+    assert [job["call_id"] for job in listed] == [call_id]
+    # Accepted once more, it is still the one that failed.
+    assert submit(bench, function, b"kept", X_Call_Id=call_id).status == 202
+    assert status(bench, call_id)["state"] == "dead"
+
+    well.set()
+    assert bench.system("POST", f"/system/async/{call_id}/retry").status == 202
+    assert ended(bench, call_id, "done")["runs"] == 1
+    assert bench.system("GET", f"/async-function/{call_id}").body == b"kept"
+    again = bench.system("POST", f"/system/async/{call_id}/retry")
+    assert (again.status, again.json()["error"]["code"]) == (409, "conflict")
+
+
+def test_a_function_that_is_gone_leaves_a_dead_job_with_its_reason(bench: Bench) -> None:
+    gate = threading.Event()
+
+    async def answer(request: server.Request) -> server.Response:
+        await asyncio.to_thread(gate.wait, 20)
+        return server.Response(status=500)
+
+    function, _ = deployed(bench, answer)
+    call_id = submit(bench, function).headers["x-call-id"]
+    wait_until(lambda: status(bench, call_id)["state"] == "running", "it runs")
+    assert bench.system("DELETE", "/system/functions", {"functionName": function.name}).status < 300
+    gate.set()
+    wait_until(lambda: status(bench, call_id)["state"] == "dead", "it is dead", 30)
+    assert status(bench, call_id)["error"]["code"] == "function_not_found"
+
+
+def test_the_outcome_is_posted_to_the_callback(bench: Bench) -> None:
+    receiver = Receiver(bench)
+    function, _ = deployed(bench, echo)
+    sent = {"X_Callback_Url": receiver.url, "Authorization": "Bearer of-the-function"}
+    call_id = submit(bench, function, b"answer", **sent).headers["x-call-id"]
+    wait_until(lambda: receiver.bodies, "the callback came")
+
+    (headers,) = receiver.headers
+    assert (headers["first"], receiver.bodies) == ("POST /hook?a=b HTTP/1.1", [b"answer"])
+    assert (headers["x-call-id"], headers["x-function-name"]) == (call_id, function.name)
+    assert (headers["x-function-status"], headers["x-own"]) == ("200", "a")
+    assert (headers["x-retry"], headers["x-retry-max"]) == ("0", "2")
+    assert float(headers["x-duration-seconds"]) >= 0
+    assert headers["host"] == receiver.address
+    assert not {"authorization", "set-cookie", "x-callback-url"} & set(headers)
+    wait_until(lambda: status(bench, call_id)["callback"]["state"] == "done", "it is told")
+
+
+def test_a_job_that_failed_for_good_is_told_too(bench: Bench) -> None:
+    async def answer(request: server.Request) -> server.Response:
+        return server.Response(status=500, body=b"why")
+
+    receiver = Receiver(bench)
+    function, _ = deployed(bench, answer)
+    submit(bench, function, X_Callback_Url=receiver.url)
+    wait_until(lambda: receiver.bodies, "the callback came")
+    assert (receiver.bodies, len(receiver.headers)) == ([b"why"], 1)
+    assert receiver.headers[0]["x-function-status"] == "500"
+    assert receiver.headers[0]["x-retry"] == "2"
+
+
+def test_a_callback_is_repeated_by_itself_and_the_function_is_not(bench: Bench) -> None:
+    receiver = Receiver(bench, 503, 200)
+    function, worker = deployed(bench, echo)
+    call_id = submit(bench, function, X_Callback_Url=receiver.url).headers["x-call-id"]
+    wait_until(lambda: len(receiver.bodies) == 2, "the callback came again", 20)
+    assert len(worker.requests) == 1
+    wait_until(lambda: status(bench, call_id)["callback"]["state"] == "done", "it is told")
+    assert status(bench, call_id)["callback"]["runs"] == 2
+
+
+@pytest.mark.parametrize("code", [302, 307, 404, 410])
+def test_a_callback_that_is_refused_or_led_elsewhere_ends(bench: Bench, code: int) -> None:
+    receiver = Receiver(bench, code)
+    function, _ = deployed(bench, echo)
+    call_id = submit(bench, function, X_Callback_Url=receiver.url).headers["x-call-id"]
+    ended(bench, call_id, "done")
+    wait_until(lambda: status(bench, call_id)["callback"]["state"] == "dead", "it is dead")
+    assert (status(bench, call_id)["callback"]["status"], len(receiver.bodies)) == (code, 1)
+
+
+def test_a_waiting_job_is_cancelled_and_never_runs(bench: Bench) -> None:
+    async def busy(request: server.Request) -> server.Response:
+        return server.Response(status=503)
+
+    function, worker = deployed(bench, busy, annotations={f"{PREFIX}min_wait": "60s"})
+    call_id = submit(bench, function).headers["x-call-id"]
+    wait_until(lambda: status(bench, call_id)["status"] == 503, "it has failed once")
+    pending = bench.system("GET", f"/async-function/{call_id}")
+    assert (pending.status, pending.json()["state"]) == (202, "waiting")
+    assert pending.json()["due_at"] > time.time() + 20
+    assert bench.system("DELETE", f"/async-function/{call_id}").status == 202
+    assert status(bench, call_id)["state"] == "cancelled"
+    assert bench.system("GET", f"/async-function/{call_id}").status == 409
+    assert len(worker.requests) == 1
+
+
+def test_a_running_job_is_cancelled_and_its_instance_freed_within_a_second(bench: Bench) -> None:
+    async def forever(request: server.Request) -> server.Response:
+        await asyncio.sleep(60)
+        return server.Response()
+
+    function, worker = deployed(bench, forever)
+    call_id = submit(bench, function, X_Call_Id="a/b?c").headers["x-call-id"]
+    assert call_id == "a/b?c"
+    wait_until(lambda: worker.in_flight == 1, "it runs")
+    assert bench.system("DELETE", "/async-function/a%2Fb%3Fc").status == 202
+    assert worker.cancelled.wait(1)
+    ended(bench, "a%2Fb%3Fc", "cancelled")
+    assert bench.system("DELETE", "/async-function/a%2Fb%3Fc").status == 202
+
+
+def test_what_is_told_of_jobs_wants_the_password(bench: Bench) -> None:
+    for method, path in (
+        *(("GET", "/async-function/x"), ("DELETE", "/async-function/x")),
+        *(("GET", "/system/async"), ("GET", "/system/async/x")),
+        *(("POST", "/system/async/x/retry"), ("GET", "/system/async/x/nothing")),
+    ):
+        for headers in (None, web.basic("wrong"), {"Authorization": "Bearer "}):
+            assert bench.call(method, path, None, headers).status == 401, (method, path)
+        assert bench.system(method, path).status in (200, 404), (method, path)
+    assert bench.system("GET", "/system/async?state=lost").status == 400
+    assert bench.system("GET", "/system/async?limit=x").status == 400
+
+
+def test_a_function_takes_no_more_jobs_at_once_than_its_share(bench: Bench) -> None:
+    """And another function's job does not wait behind them."""
+    gate = threading.Event()
+
+    async def slow(request: server.Request) -> server.Response:
+        await asyncio.to_thread(gate.wait, 20)
+        return server.Response()
+
+    crowded, worker = deployed(bench, slow, scaling=Scaling(concurrency=100))
+    other, _ = deployed(bench, echo)
+    for _ in range(20):
+        assert submit(bench, crowded).status == 202
+    wait_until(lambda: worker.in_flight == 16, "sixteen run")
+    call_id = submit(bench, other).headers["x-call-id"]
+    ended(bench, call_id, "done")
+    assert worker.in_flight_maximum == 16
+    gate.set()
+    wait_until(lambda: len(worker.requests) == 20, "all ran")
+
+
+def test_an_answer_that_is_too_long_to_keep_is_a_dead_job_and_not_repeated(bench: Bench) -> None:
+    async def endless(request: server.Request) -> server.StreamResponse:
+        response = server.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b"x" * 1_000_000)
+            await asyncio.sleep(0)
+
+    function, worker = deployed(bench, endless)
+    call_id = submit(bench, function).headers["x-call-id"]
+    found = ended(bench, call_id, "dead")
+    assert (found["error"]["code"], found["result_bytes"]) == ("payload_too_large", 0)
+    assert len(worker.requests) == 1
+    wait_until(lambda: worker.in_flight == 0, "the instance is let go", 2)
+
+
+def test_metrics_tell_depth_age_and_outcomes(bench: Bench) -> None:
+    function, _ = deployed(bench, echo)
+    ended(bench, submit(bench, function).headers["x-call-id"], "done")
+    text = bench.system("GET", "/metrics").body.decode()
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[:1] != "#")
+    assert float(values['gateway_jobs{queue="invoke",state="done"}']) >= 1
+    assert float(values['gateway_jobs_ended_total{outcome="done",queue="invoke"}']) >= 1
+    assert float(values["gateway_jobs_accepted_total"]) >= 1
+    assert values["gateway_jobs_interrupted_total"] == "0.0"
+    assert float(values['gateway_jobs_overdue_seconds{queue="invoke"}']) < 60
+
+
+def test_a_retry_annotation_that_is_wrong_is_refused_at_deploy(bench: Bench) -> None:
+    body = {"service": "wrong", "image": "x", "annotations": {f"{PREFIX}codes": "often"}}
+    answer = bench.system("POST", "/system/functions", body)
+    assert (answer.status, answer.json()["error"]["code"]) == (400, "bad_spec")
+    assert f"{PREFIX}codes" in answer.json()["error"]["cause"]
+
+
+def run(bench: Bench, *arguments: str) -> Result:
+    variables = {"STOKER_GATEWAY": bench.url, "STOKER_PASSWORD": bench.password}
+    return CliRunner().invoke(main, arguments, env=variables)
+
+
+def test_the_command_line_queues_shows_cancels_and_retries(bench: Bench) -> None:
+    well = threading.Event()
+
+    async def answer(request: server.Request) -> server.Response:
+        return server.Response(status=200 if well.is_set() else 500, body=await request.read())
+
+    function, _ = deployed(bench, answer, annotations={**QUICK, f"{PREFIX}attempts": "0"})
+    receiver = Receiver(bench)
+    queued = run(bench, "invoke", function.name, "-d", "hi", "--async", "--callback", receiver.url)
+    call_id = queued.output.strip()
+    assert (queued.exit_code, len(call_id)) == (0, 36)
+    ended(bench, call_id, "dead")
+    rows = run(bench, "jobs", "dead", "ls").output.splitlines()
+    row = next(row.split("\t") for row in rows if row.startswith(call_id))
+    assert row[1:4] == [function.key, "dead", "1"]
+
+    well.set()
+    assert run(bench, "jobs", "dead", "retry", call_id).output == f"Retried {call_id}\n"
+    ended(bench, call_id, "done")
+    assert run(bench, "jobs", "result", call_id).output == "hi"
+    shown = json.loads(run(bench, "jobs", "show", call_id, "--json").output)
+    assert (shown["state"], shown["callback"]["queue"]) == ("done", "callback")
+    assert "callback state" in run(bench, "jobs", "show", call_id).output
+    listed = run(bench, "jobs", "ls", "--function", function.name, "--json")
+    assert [job["call_id"] for job in json.loads(listed.output)] == [call_id]
+    refused = run(bench, "jobs", "cancel", call_id)
+    assert (refused.exit_code, "Nothing of it is left" in refused.output) == (1, True)
+    assert run(bench, "jobs", "result", "nobody").exit_code == 1
+    assert run(bench, "jobs", "dead", "retry").exit_code == 2
