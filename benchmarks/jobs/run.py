@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        figures = measure(asked.jobs, asked.clients, Path(folder))
+        figures = measure(asked.jobs, asked.clients, Path(folder).absolute())
     for name, value in figures.items():
         print(f"{name:24} {value:10.1f}")
     print(json.dumps({"benchmark": "jobs", "figures": figures}))
