@@ -19,6 +19,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 COMPONENT = (b"x-openfaas-internal", b"gateway")
 # After a refusal the client may still be sending; closing under it would lose it the answer.
 DISCARD_SECONDS = 5.0
+# Whether the client is still there is asked of requests that take longer than most.
+WATCH_AFTER_SECONDS = 0.02
 
 
 class ClientGone(Exception):
@@ -126,7 +128,13 @@ class Request:
             left = True
             task.cancel()
 
-        watcher = asyncio.create_task(watch())
+        watcher: asyncio.Task[None] | None = None
+
+        def begin() -> None:
+            nonlocal watcher
+            watcher = asyncio.create_task(watch())
+
+        beginning = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, begin)
         try:
             yield
         except asyncio.CancelledError:
@@ -135,7 +143,9 @@ class Request:
             task.uncancel()
             raise ClientGone from None
         finally:
-            watcher.cancel()
+            beginning.cancel()
+            if watcher is not None:
+                watcher.cancel()
 
 
 class Reply:

@@ -23,6 +23,7 @@ from stoker.gateway.exchange import (
     error_answer,
 )
 from stoker.gateway.functions import Functions
+from stoker.gateway.internal import open_session
 from stoker.gateway.invoke import Invoker
 from stoker.gateway.jobs.service import Jobs
 from stoker.gateway.logs import SystemLogs
@@ -32,7 +33,7 @@ from stoker.gateway.placement_client import PlacementClient
 from stoker.gateway.router import Router
 from stoker.gateway.settings import MIB, Settings
 from stoker.gateway.ssrf import Guard
-from stoker.gateway.upstream import Upstream, open_session
+from stoker.gateway.upstream import Upstream
 from stoker.placement.errors import DeadlineExceeded, StokerError
 from stoker.placement.records import CheckpointRef, EvictRequest, NodeRecord, ResolveRequest
 from stoker.placement.store import Store, StoreState
@@ -64,12 +65,13 @@ class Gateway:
             gateway_id,
             token,
         )
+        self._upstream = Upstream(settings.response_head_seconds)
         metrics = Metrics()
         self._router = Router(view.snapshot, self._placement, settings.queue_seconds)
         self._invoker = Invoker(
             view.snapshot,
             self._router,
-            Upstream(self._session, settings.response_head_seconds),
+            self._upstream,
             metrics,
             credentials,
             token,
@@ -116,6 +118,7 @@ class Gateway:
         self._report.cancel()
         self._router.close()
         self._control.executor.shutdown(wait=False, cancel_futures=True)
+        self._upstream.close()
         await self._session.close()
         self._view.close()
         await asyncio.to_thread(self._store.close)

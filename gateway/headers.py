@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from stoker.gateway.exchange import Headers, Request
 from stoker.placement.instance_token import instance_token
@@ -52,6 +53,8 @@ _OURS_IN_RESPONSE = frozenset(
         b"server",
     }
 )
+_DROPPED_IN_REQUEST = HOP_BY_HOP | _INTERNAL | _REPLACED
+_DROPPED_IN_RESPONSE = HOP_BY_HOP | _OURS_IN_RESPONSE
 CALL_ID_CHARACTERS_MAXIMUM = 128
 
 
@@ -69,16 +72,14 @@ def instance_headers(
     call_id: str,
     start_nanoseconds: int,
     is_ours: Callable[[str], bool],
-) -> list[tuple[str, str]]:
+) -> Headers:
     """What the instance gets. `is_ours` tells our own credentials, which no function may see."""
     dropped = _named_by_connection(request.headers)
     kept = [
-        (name.decode("latin-1"), _text(value))
+        (name, value)
         for name, value in request.headers
-        if name not in dropped
-        and name not in HOP_BY_HOP
-        and name not in _REPLACED
-        and name not in _INTERNAL
+        if name not in _DROPPED_IN_REQUEST
+        and name not in dropped
         and not name.startswith(b"x-stoker-")
         and not (name == b"authorization" and is_ours(value.decode("latin-1")))
     ]
@@ -87,39 +88,42 @@ def instance_headers(
     before = request.header(b"x-forwarded-for")
     chain = f"{before}, {request.peer}" if before else request.peer
     kept += [
-        ("X-Call-Id", call_id),
-        ("X-Start-Time", str(start_nanoseconds)),
-        ("X-Forwarded-For", chain),
-        ("X-Forwarded-Host", host),
-        ("X-Forwarded-Proto", scheme),
+        (b"x-call-id", call_id.encode("latin-1")),
+        (b"x-start-time", b"%d" % start_nanoseconds),
+        (b"x-forwarded-for", chain.encode("latin-1")),
+        (b"x-forwarded-host", host.encode("latin-1")),
+        (b"x-forwarded-proto", scheme.encode("latin-1")),
     ]
     if not request.header(b"forwarded"):
-        kept.append(("Forwarded", _forwarded(chain, host, scheme)))
+        kept.append((b"forwarded", _forwarded(chain, host, scheme).encode("latin-1")))
     return kept
 
 
-def dispatch_headers(instance_id: str, cluster_token: str) -> list[tuple[str, str]]:
+def dispatch_headers(instance_id: str, cluster_token: str) -> Headers:
     """Which instance is meant, its token, and when the request left for it (Unix nanoseconds).
 
     An address may have passed to another instance meanwhile; that one says so and takes nothing.
     """
     return [
-        ("X-Stoker-Instance", instance_id),
-        ("X-Stoker-Token", instance_token(cluster_token, instance_id)),
-        ("X-Stoker-Dispatched", str(time.time_ns())),
+        (b"x-stoker-instance", instance_id.encode()),
+        (b"x-stoker-token", _token(cluster_token, instance_id)),
+        (b"x-stoker-dispatched", b"%d" % time.time_ns()),
     ]
 
 
-def client_headers(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """What the client gets of an instance's response headers, names in small letters."""
-    lowered = [(name.lower(), value) for name, value in raw]
-    dropped = _named_by_connection(lowered)
+@functools.lru_cache(maxsize=4096)
+def _token(cluster_token: str, instance_id: str) -> bytes:
+    return instance_token(cluster_token, instance_id).encode()
+
+
+def client_headers(raw: Headers) -> Headers:
+    """What the client gets of an instance's response headers; names are in small letters."""
+    dropped = _named_by_connection(raw)
     return [
         (name, value)
-        for name, value in lowered
-        if name not in dropped
-        and name not in HOP_BY_HOP
-        and name not in _OURS_IN_RESPONSE
+        for name, value in raw
+        if name not in _DROPPED_IN_RESPONSE
+        and name not in dropped
         and not name.startswith(b"x-stoker-")
     ]
 
@@ -138,10 +142,3 @@ def _forwarded(chain: str, host: str, scheme: str) -> str:
     first, *others = (f'for="[{hop}]"' if ":" in hop else f"for={hop}" for hop in hops)
     quoted = f'"{host}"' if ":" in host else host
     return ", ".join([f"{first};host={quoted};proto={scheme}", *others])
-
-
-def _text(value: bytes) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.decode("latin-1")

@@ -50,14 +50,21 @@ class Metrics:
             registry=self.registry,
         )
         self._counts: dict[str, int] = {}
+        # Looking a label up costs more than counting; those of one function go together.
+        self._ended: dict[str, dict[int, tuple[Counter, Histogram]]] = {}
 
     def begin(self, function_key: str) -> None:
         self._counts[function_key] = self._counts.get(function_key, 0) + 1
         self._started.labels(function_key).inc()
 
     def end(self, function_key: str, code: int, seconds: float) -> None:
-        self._total.labels(function_key, str(code)).inc()
-        self._seconds.labels(function_key, str(code)).observe(seconds)
+        codes = self._ended.setdefault(function_key, {})
+        ended = codes.get(code)
+        if ended is None:
+            labels = (function_key, str(code))
+            ended = codes[code] = (self._total.labels(*labels), self._seconds.labels(*labels))
+        ended[0].inc()
+        ended[1].observe(seconds)
 
     def cold_start(self, function_key: str, seconds: float) -> None:
         self._cold_seconds.labels(function_key).observe(seconds)
@@ -70,6 +77,7 @@ class Metrics:
         """The exposition text; what was counted for functions that are gone is forgotten."""
         for key in [key for key in list(self._counts) if key not in functions]:
             del self._counts[key]
+            self._ended.pop(key, None)
             for metric in (self._started, self._total, self._seconds, self._cold_seconds):
                 metric.remove_by_labels({"function_name": key})
         self._services.clear()

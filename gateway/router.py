@@ -12,12 +12,13 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
 
+from stoker.gateway.targets import Target, choose, targets
 from stoker.placement.errors import (
     CoordinationLost,
     CrashLoop,
@@ -55,16 +56,6 @@ class Placer(Protocol):
         demand: Callable[[], FunctionDemand],
         call_ids: Callable[[], tuple[str, ...]],
     ) -> Awaitable[PlaceAnswer]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """An instance that may be sent to; `serving` is False while it still starts."""
-
-    instance_id: str
-    address: str
-    generation: int
-    serving: bool
 
 
 @dataclass(slots=True)
@@ -115,35 +106,6 @@ class _State:
         return self.asked_seconds + (now - self.asking_since if self.asking else 0.0)
 
 
-def targets(
-    snapshot: Snapshot, function_key: str, assigned: Iterable[Assignment]
-) -> dict[str, Target]:
-    """Every instance that may be sent to: what placement assigned and no agent says is ending."""
-    found: dict[str, Target] = {}
-    for assignment in (*snapshot.assignments_of(function_key), *assigned):
-        instance = snapshot.instances.get(assignment.instance_id)
-        if instance is None or instance.state in ("starting", "serving"):
-            found[assignment.instance_id] = Target(
-                assignment.instance_id,
-                assignment.address,
-                assignment.generation,
-                instance is not None and instance.state == "serving",
-            )
-    return found
-
-
-def choose(
-    candidates: Iterable[Target], in_flight: Mapping[str, int], concurrency: int
-) -> Target | None:
-    """A target with a free slot: serving before starting, new before old, then least in flight."""
-    free = (t for t in candidates if in_flight.get(t.instance_id, 0) < concurrency)
-    return min(
-        free,
-        key=lambda t: (not t.serving, -t.generation, in_flight.get(t.instance_id, 0)),
-        default=None,
-    )
-
-
 class Router:
     """Dispatches requests. `snapshot` must cost nothing: it is read for every request."""
 
@@ -159,6 +121,9 @@ class Router:
         self._queue_seconds_maximum = queue_seconds_maximum
         self._clock = clock
         self._states: dict[str, _State] = {}
+        # What one snapshot says by itself, found out once for each function, not for each request.
+        self._listed_in: Snapshot | None = None
+        self._listed: dict[str, dict[str, Target]] = {}
 
     async def acquire(
         self, function: FunctionRecord, call_id: str = "", *, again: bool = False, tokens: int = 0
@@ -257,8 +222,16 @@ class Router:
             now - min((waiter.arrived_at for waiter in state.queue), default=now),
         )
 
-    def _targets(self, key: str, state: _State) -> dict[str, Target]:
-        snapshot, now = self._snapshot(), self._clock()
+    def _targets(self, key: str, state: _State) -> Mapping[str, Target]:
+        snapshot = self._snapshot()
+        if self._listed_in is not snapshot:
+            self._listed_in, self._listed = snapshot, {}
+        if not state.assigned and not state.dropped:
+            listed = self._listed.get(key)
+            if listed is None:
+                listed = self._listed[key] = targets(snapshot, key, ())
+            return listed
+        now = self._clock()
         for instance_id, (_, until) in list(state.assigned.items()):
             if instance_id in snapshot.assignments or until <= now:
                 del state.assigned[instance_id]

@@ -8,8 +8,8 @@ import time
 import pytest
 from aiohttp import web
 
+from stoker.gateway.internal import open_session
 from stoker.gateway.placement_client import PlacementClient
-from stoker.gateway.upstream import open_session
 from stoker.placement.errors import CoordinationLost, NoCapacity, StokerError, Unavailable
 from stoker.placement.records import (
     FunctionDemand,

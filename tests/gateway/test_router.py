@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from stoker.gateway.router import ASK_AGAIN_SECONDS, Router, Target, choose, targets
+from stoker.gateway.router import ASK_AGAIN_SECONDS, Router
+from stoker.gateway.targets import Target, choose, targets
 from stoker.placement.errors import (
     CoordinationLost,
     CrashLoop,
