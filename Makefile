@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 BENCH_INSTALLED := $(VENV)/.bench-installed
 
-.PHONY: test lint unit chaos-checkpoint chaos-cycles chaos-jobs chaos-cluster demo bench-jobs bench-loader bench-coldstart bench-keepalive bench-placement native-sanitize native-fuzz format clean
+.PHONY: test lint unit chaos-checkpoint chaos-cycles chaos-jobs chaos-cluster demo bench-jobs bench-loader bench-coldstart bench-gateway bench-keepalive bench-placement native-sanitize native-fuzz format clean
 
 test: lint unit
 
@@ -77,6 +77,12 @@ bench-coldstart: $(INSTALLED)
 		echo "fio is missing: ssd_over_bound will be null" >&2
 	$(BIN)/python benchmarks/coldstart/install_peers.py
 	$(BIN)/python benchmarks/coldstart/run.py $(BENCH_ARGUMENTS)
+
+# The peers of the cold starts among them serve here too.
+bench-gateway: $(INSTALLED)
+	$(BIN)/python benchmarks/coldstart/install_peers.py litellm ray_serve litserve bentoml \
+		functions_framework kserve
+	$(BIN)/python benchmarks/gateway/run.py $(BENCH_ARGUMENTS)
 
 # Virtual time: no other load on the machine changes its figures.
 bench-keepalive: $(INSTALLED)

@@ -2,6 +2,8 @@
 
     python benchmarks/coldstart/install_peers.py [NAME ...]
 
+Without names those of this benchmark; another benchmark names its own and shares these.
+
 A peer that does not install is left out; `build/peers/NAME.error` has pip's last words.
 """
 
@@ -14,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / "build" / "peers"
-PINS = Path(__file__).with_name("peers")
+PINS = [ROOT / "benchmarks" / name / "peers" for name in ("coldstart", "gateway")]
 
 
 def environment_of(name: str) -> Path:
@@ -30,7 +32,8 @@ def reason_of(name: str) -> str | None:
 
 
 def install(name: str) -> None:
-    environment, pins = environment_of(name), PINS / f"{name}.txt"
+    environment = environment_of(name)
+    pins = next(path for folder in PINS if (path := folder / f"{name}.txt").exists())
     done, error = environment / ".installed", PEERS / f"{name}.error"
     if done.exists() and done.read_text() == pins.read_text():
         return
@@ -57,7 +60,7 @@ def install(name: str) -> None:
 
 
 def main() -> None:
-    for name in sys.argv[1:] or sorted(path.stem for path in PINS.glob("*.txt")):
+    for name in sys.argv[1:] or sorted(path.stem for path in PINS[0].glob("*.txt")):
         install(name)
 
 

@@ -92,7 +92,7 @@ def gguf_file() -> Path:
 
 def measure_server(name: str, folder: Path) -> dict[str, Any]:
     """Launch the peer, and ask it until it answers. Raises Failed."""
-    server, port = SERVERS[name], _free_port()
+    server, port = SERVERS[name], free_port()
     body: dict[str, Any] = {"messages": MESSAGES, "max_tokens": ANSWER_TOKENS}
     if server.path == CHAT_PATH:
         body |= {"model": str(folder), "temperature": 0, "stream": True}
@@ -226,7 +226,7 @@ def _plain_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in dropped}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
