@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException
 
 import stoker
 from stoker.gateway.auth import Credentials
-from stoker.gateway.builder import ChangeSink, CodeStore, build, publish
+from stoker.gateway.builder import BundleSink, ChangeSink, ImageStore, build, publish
 from stoker.gateway.exchange import error_answer
 from stoker.gateway.functions import Functions, serving_counts
 from stoker.gateway.json_body import json_object
@@ -44,7 +44,8 @@ class ControlPlane:
     in_flight: Callable[[str, str], int]
     metrics: Metrics
     credentials: Credentials
-    code_store: CodeStore
+    bundles: BundleSink
+    image_store: ImageStore
     view: ChangeSink
     why: Callable[[str], WhyAnswer]
     measure: Callable[[], None]
@@ -145,7 +146,7 @@ def _build(control: ControlPlane) -> Response:
     streamed = "ndjson" in request.headers.get("Accept", "")
     try:
         made = build(payload)
-        publish(made, control.code_store, control.view)
+        publish(made, control.bundles, control.image_store, control.view)
     except StokerError as error:
         # A streaming client reads the reason only behind a status that says success.
         result = {"log": [], "image": "", "status": "failed", "error": str(error)}

@@ -12,6 +12,7 @@ import structlog
 from stoker.gateway.exchange import Receive, Send
 from stoker.gateway.gateway import Gateway
 from stoker.gateway.settings import Settings
+from stoker.placement.bundles import open_bundles
 from stoker.placement.errors import StokerError
 from stoker.placement.stores import open_store
 from stoker.placement.view import View
@@ -43,7 +44,10 @@ class Application:
                 open_store, settings.store_url, settings.cluster_token()
             )
             view = await asyncio.to_thread(View, store)
-            self._gateway = Gateway(settings, store, view)
+            bundles = await asyncio.to_thread(
+                open_bundles, settings.bundles_url, settings.store_url, store
+            )
+            self._gateway = Gateway(settings, store, view, bundles)
         except StokerError as error:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return

@@ -1,4 +1,4 @@
-"""The OpenFaaS Function Builder: from a build context in a tar to a handler archive in the store.
+"""The OpenFaaS Function Builder: from a build context in a tar to a bundle.
 
 Of `context/` only the function's folder is kept: `context/function/**`, or `context/**` where
 there is no such folder or only the latter has a known file, such as handler.py, at its top.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from stoker.gateway.json_body import json_object
-from stoker.placement.errors import BadJson, BadSpec, PayloadTooLarge
+from stoker.placement.errors import BadJson, BadSpec
 from stoker.placement.function_code import HandlerKind, entry_file, kind_of_code
 from stoker.placement.records import ImageRecord, encode
 from stoker.placement.requirements import REQUIREMENTS_NAME, read_requirements
@@ -26,15 +26,20 @@ from stoker.placement.store import Change, Entry
 
 CONFIG_NAME = "com.openfaas.docker.config"
 BUILD_BYTES_MAXIMUM = 64 * 1024 * 1024
-ARCHIVE_BYTES_MAXIMUM = 900_000
 FILES_MAXIMUM = 1_000
 IMAGE_CHARACTERS_MAXIMUM = 512
 
 
-class CodeStore(Protocol):
+class ImageStore(Protocol):
     """What the builder needs of the store."""
 
     def put(self, path: str, value: bytes) -> int: ...
+
+
+class BundleSink(Protocol):
+    """Where the builder puts archives."""
+
+    def put(self, digest: str, archive: bytes) -> None: ...
 
 
 class ChangeSink(Protocol):
@@ -83,19 +88,12 @@ def _build(image: str, files: dict[str, _File]) -> Build:
     _check_entry(kind, files)
     if requirements := files.get(REQUIREMENTS_NAME):
         read_requirements(requirements.content)
-    archive = _packed(files)
-    if len(archive) > ARCHIVE_BYTES_MAXIMUM:
-        raise PayloadTooLarge(
-            f"Expected a handler archive of at most {ARCHIVE_BYTES_MAXIMUM} bytes, "
-            f"found {len(archive)}.",
-            "Keep data out of the handler folder; fetch it at run time.",
-        )
-    return Build(image, archive, len(files), kind)
+    return Build(image, _packed(files), len(files), kind)
 
 
-def publish(made: Build, store: CodeStore, view: ChangeSink) -> ImageRecord:
-    """Put the archive, then the image that names it, into the store."""
-    store.put(f"/code/{made.digest}", made.archive)
+def publish(made: Build, bundles: BundleSink, store: ImageStore, view: ChangeSink) -> ImageRecord:
+    """Put the archive among the bundles, then the image that names it into the store."""
+    bundles.put(made.digest, made.archive)
     image = ImageRecord(made.image, made.digest, made.kind)
     path, value = ImageRecord.path_of(image.image), encode(image)
     view.apply(Change(path, Entry(path, value, store.put(path, value))))

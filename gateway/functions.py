@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
-from stoker.gateway.builder import publish
+from stoker.gateway.builder import BundleSink, publish
 from stoker.gateway.builtin_images import builtin_image
 from stoker.gateway.jobs.retries import retries_of
 from stoker.gateway.metrics import Metrics
@@ -17,6 +17,7 @@ from stoker.placement.errors import (
     FunctionNotFound,
     VersionConflict,
 )
+from stoker.placement.function_code import stated_kind
 from stoker.placement.names import DEFAULT_NAMESPACE, split_function_name, valid_namespace
 from stoker.placement.records import (
     CheckpointRef,
@@ -70,8 +71,10 @@ class Functions:
         resolve: Callable[[str, bool], CheckpointRef],
         evict: Callable[[EvictRequest], None],
         metrics: Metrics,
+        bundles: BundleSink,
     ) -> None:
         self._store = store
+        self._bundles = bundles
         self._view = view
         self._resolve = resolve
         self._evict = evict
@@ -87,7 +90,7 @@ class Functions:
             raise _missing(f"{draft.name}.{draft.namespace}")
         checkpoint = self._resolve(draft.model_uri, False) if draft.model_uri else None
         adapter = self._resolve(draft.adapter_uri, True) if draft.adapter_uri else None
-        code_digest = None if draft.model_uri else self._code_digest(draft)
+        code_digest = self._code_digest(draft) if draft.task == "custom" else None
 
         def next_record(present: FunctionRecord | None) -> FunctionRecord:
             if present is None and must_exist:
@@ -183,11 +186,18 @@ class Functions:
     def _code_digest(self, draft: FunctionDraft) -> str:
         image = self._view.snapshot().images.get(draft.image)
         if image is None and (made := builtin_image(draft.image)) is not None:
-            image = publish(made, self._store, self._view)
+            image = publish(made, self._bundles, self._store, self._view)
         if image is None:
             raise BadSpec(
                 f"The image {draft.image!r:.200} was never built here.",
                 "Deploy with `stoker deploy`, or build it with a remote builder first.",
+            )
+        kind = stated_kind(draft.annotations) or image.kind
+        if draft.model_uri and kind != "openfaas":
+            raise BadSpec(
+                f"Expected handler.py beside stoker/model in the code of {draft.image!r:.200}, "
+                f"found a function of the kind {kind}.",
+                "Write handle(event, context); context.model is the model.",
             )
         if image.kind == "process" and not draft.env_process:
             raise BadSpec(

@@ -34,6 +34,7 @@ from stoker.gateway.router import Router
 from stoker.gateway.settings import MIB, Settings
 from stoker.gateway.ssrf import Guard
 from stoker.gateway.upstream import Upstream
+from stoker.placement.bundles import Bundles
 from stoker.placement.errors import DeadlineExceeded, StokerError
 from stoker.placement.records import CheckpointRef, EvictRequest, NodeRecord, ResolveRequest
 from stoker.placement.store import Store, StoreState
@@ -49,7 +50,7 @@ _log = structlog.get_logger()
 class Gateway:
     """To be made inside the worker's event loop; owns its store session and connections."""
 
-    def __init__(self, settings: Settings, store: Store, view: View) -> None:
+    def __init__(self, settings: Settings, store: Store, view: View, bundles: Bundles) -> None:
         token, credentials = settings.cluster_token(), Credentials(settings.password())
         gateway_id = f"gateway-{uuid.uuid4().hex[:12]}"
         self._loop = asyncio.get_running_loop()
@@ -95,11 +96,12 @@ class Gateway:
         self._control = WSGIMiddleware(
             create_app(
                 ControlPlane(
-                    Functions(store, view, self._resolve, self._evict, metrics),
+                    Functions(store, view, self._resolve, self._evict, metrics, bundles),
                     view.snapshot,
                     self._router.in_flight,
                     metrics,
                     credentials,
+                    bundles,
                     store,
                     view,
                     self._why,

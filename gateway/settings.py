@@ -10,6 +10,7 @@ from pathlib import Path
 from stoker.gateway.ssrf import PrivateDestinations
 from stoker.placement.environment import (
     bind_address,
+    bundles_url,
     cluster_token_file,
     log_level,
     state_dir,
@@ -41,6 +42,7 @@ class Settings:
     log_level: str = "info"
     jobs_maximum: int = 10_000
     private_destinations: PrivateDestinations = field(default_factory=PrivateDestinations)
+    bundles_url: str | None = None
 
     @property
     def password_file(self) -> Path:
@@ -74,6 +76,7 @@ class Settings:
             private_destinations=PrivateDestinations.parse(
                 environment.get("STOKER_PRIVATE_DESTINATIONS") or ""
             ),
+            bundles_url=bundles_url(environment),
         )
 
     def prepare_secrets(self) -> None:

@@ -6,8 +6,9 @@ import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import urlsplit
 
-from stoker.placement.errors import BadRequest
+from stoker.placement.errors import BadRequest, BadSpec
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -26,6 +27,25 @@ def cluster_token_file(environment: Mapping[str, str]) -> Path:
     """$STOKER_CLUSTER_TOKEN_FILE, else the one in the state directory."""
     named = environment.get("STOKER_CLUSTER_TOKEN_FILE")
     return Path(named) if named else state_dir(environment) / "auth" / "cluster-token"
+
+
+def bundles_url(environment: Mapping[str, str]) -> str | None:
+    """$STOKER_BUNDLES: where the code of functions is kept; None for where the store says."""
+    return environment.get("STOKER_BUNDLES") or None
+
+
+def s3_endpoint_url(environment: Mapping[str, str]) -> str | None:
+    """$STOKER_S3_ENDPOINT_URL, before AWS's variables; None for Amazon's own. BadSpec."""
+    endpoint = _first(
+        environment, "STOKER_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"
+    )
+    if endpoint is not None:
+        _check_endpoint(endpoint)
+    return endpoint
+
+
+def s3_region(environment: Mapping[str, str]) -> str | None:
+    return _first(environment, "STOKER_S3_REGION", "AWS_REGION", "AWS_DEFAULT_REGION")
 
 
 def log_level(environment: Mapping[str, str]) -> str:
@@ -92,6 +112,21 @@ def descriptor(environment: Mapping[str, str], name: str) -> int | None:
     if not text.isascii() or not text.isdigit() or not 2 < int(text) < 1 << 20:
         _refuse(name, "the number of an inherited descriptor", text)
     return int(text)
+
+
+def _first(environment: Mapping[str, str], *names: str) -> str | None:
+    return next((environment[name] for name in names if environment.get(name)), None)
+
+
+def _check_endpoint(endpoint: str) -> None:
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        shown = f"{parts.scheme}://{parts.hostname}"
+        raise BadSpec(
+            f"Expected an S3 endpoint as http(s)://host[:port] without credentials, found {shown}.",
+            "Correct STOKER_S3_ENDPOINT_URL and give the keys in AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY.",
+        )
 
 
 def _refuse(name: str, expected: str, found: str) -> NoReturn:

@@ -43,6 +43,12 @@ def probe_store(url: str, cluster_token: str) -> bool:
     return probe(*place, cluster_token)
 
 
+def sqlite_file_of(url: str) -> Path | None:
+    """The file of an embedded store, None for another one; BadRequest for what is no store."""
+    place = _place_of(url)
+    return place if isinstance(place, Path) else None
+
+
 def _place_of(url: str) -> Path | tuple[str, str]:
     """The SQLite file, or ZooKeeper's hosts and chroot."""
     parts = urlsplit(url)

@@ -18,6 +18,7 @@ from pathlib import Path
 import structlog
 
 from stoker.native import Pool
+from stoker.placement.bundles import open_bundles
 from stoker.placement.errors import DeviceFailed, StartFailed, StokerError
 from stoker.placement.records import CheckpointRef, FunctionRecord, NodeRecord
 from stoker.placement.state_lock import lock_state
@@ -140,7 +141,7 @@ async def _serve(
     ):
         node = Node(
             open_checkpoint=_opener(cache, peers, pool),
-            open_code=CodeCache(settings.code_dir, store).open,
+            open_code=_code(settings, store).open,
             zygote_for=zygotes.lease,
             parking=ParkedProcesses(zygotes.lease, groups, logs, run_dir, agent.announce),
             announcer=announcements,
@@ -170,6 +171,11 @@ async def _serve(
             await asyncio.wait({serving, forking})
             await to_thread(_end_loads, cache, read_ahead)
     _log.info("agent_stopped", node_id=settings.node_id)
+
+
+def _code(settings: Settings, store: Store) -> CodeCache:
+    bundles = open_bundles(settings.bundles_url, settings.store_url, store)
+    return CodeCache(settings.code_dir, bundles)
 
 
 def _peers(settings: Settings, store: Store) -> PeerDirectory:

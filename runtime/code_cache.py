@@ -1,4 +1,4 @@
-"""Handler archives of the store, unpacked on this node once per digest."""
+"""Bundles, unpacked on this node once per digest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from typing import Protocol
 
 from stoker.placement.errors import StartFailed
 from stoker.placement.names import valid_digest
-from stoker.placement.store import Entry
 from stoker.runtime.worker_start import zygote_environment
 
 UNPACKED_BYTES_MAXIMUM = 64 << 20
@@ -29,18 +28,18 @@ COMPILE_SECONDS_MAXIMUM = 20.0
 _TEMPORARY_PREFIX = ".unpacking-"
 
 
-class EntryReader(Protocol):
-    """The one method of the store that this module needs."""
+class BundleReader(Protocol):
+    """Where bundles come from."""
 
-    def get(self, path: str) -> Entry | None: ...
+    def get(self, digest: str) -> bytes | None: ...
 
 
 class CodeCache:
-    """`directory/<sha256>` holds the files of `/code/<sha256>`; safe for many threads."""
+    """`directory/<sha256>` holds the files of the bundle <sha256>; safe for many threads."""
 
-    def __init__(self, directory: Path, store: EntryReader) -> None:
+    def __init__(self, directory: Path, bundles: BundleReader) -> None:
         self._directory = directory
-        self._store = store
+        self._bundles = bundles
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._prune()
 
@@ -50,19 +49,19 @@ class CodeCache:
         if target.is_dir():
             os.utime(target)
             return target
-        entry = self._store.get(f"/code/{digest}")
-        if entry is None:
+        archive = self._bundles.get(digest)
+        if archive is None:
             raise StartFailed(
-                f"Expected the handler archive {digest} in the store, found none.",
-                "Build and deploy the function again.",
+                f"Expected the handler archive {digest} where bundles are kept, found none.",
+                "Build and deploy the function again; every machine needs the same STOKER_BUNDLES.",
             )
-        found = hashlib.sha256(entry.value).hexdigest()
+        found = hashlib.sha256(archive).hexdigest()
         if found != digest:
             raise StartFailed(
-                f"Expected a handler archive with SHA-256 {digest} in the store, found {found}.",
+                f"Expected a handler archive with SHA-256 {digest}, found {found}.",
                 "Build and deploy the function again.",
             )
-        return self._unpack(entry.value, target)
+        return self._unpack(archive, target)
 
     def _unpack(self, archive: bytes, target: Path) -> Path:
         temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir=self._directory))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stoker.placement.environment import (
     announced_address,
+    bundles_url,
     cluster_token_file,
     descriptor,
     log_level,
@@ -41,6 +42,7 @@ class Settings:
     ssd_bytes: int
     instances_maximum: int
     log_level: str
+    bundles_url: str | None
     pool_descriptor: int | None
     zone: str
 
@@ -83,6 +85,7 @@ class Settings:
             ssd_bytes=whole_number(environment, "STOKER_SSD_BYTES", ssd_bytes),
             instances_maximum=whole_number(environment, "STOKER_INSTANCES_MAXIMUM", 16),
             log_level=log_level(environment),
+            bundles_url=bundles_url(environment),
             pool_descriptor=descriptor(environment, "STOKER_POOL_DESCRIPTOR"),
             zone=valid_zone(environment.get("STOKER_ZONE", "")),
         )

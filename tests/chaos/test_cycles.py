@@ -157,7 +157,7 @@ def test_what_starts_and_stops_leaves_nothing(
     agent: AgentProcess, tmp_path: Path, rounds: Rounds
 ) -> None:
     digest, payload = handler_archive(ECHO)
-    agent.store.put(f"/code/{digest}", payload)
+    agent.bundles.put(digest, payload)
     echo = FunctionRecord("echo", "openfaas-fn", "echo:latest", code_digest=digest)
     agent.deploy(echo)
     functions = (echo, model(agent, "chat", tiny_model.write_llama(tmp_path / "tiny")))

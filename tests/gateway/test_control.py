@@ -327,7 +327,7 @@ def test_a_handler_is_built_published_and_deployed(bench: Bench) -> None:
     body = {"service": "built", "image": "built:1"}
     assert bench.system("POST", "/system/functions", body).status == 202
     digest = record(bench, "built").code_digest
-    assert bench.store.get(f"/code/{digest}") is not None
+    assert (bench.state / "bundles" / f"{digest}.tar.gz").exists()
     failed = bench.call("POST", "/build", b"no tar", headers)
     assert (failed.status, json.loads(failed.body)["status"]) == (200, "failed")
     assert bench.call("POST", "/build", b"no tar", web.basic(bench.password)).status == 400

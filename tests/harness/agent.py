@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from harness import web
+from stoker.placement.bundles import open_bundles
 from stoker.placement.instance_token import instance_token
 from stoker.placement.records import Assignment, FunctionRecord, InstanceRecord, NodeRecord, encode
 from stoker.placement.stores import open_store
@@ -33,6 +34,7 @@ class AgentProcess:
         self.state = state
         url = f"sqlite://{state}/store.sqlite"
         self.store = open_store(url, TOKEN)
+        self.bundles = open_bundles(None, url, self.store)
         self.view = View(self.store)
         self._killed_address = ""
         self._assigned: dict[str, str] = {}

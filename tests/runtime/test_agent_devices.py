@@ -52,7 +52,7 @@ def deploy(
     agent: AgentProcess, name: str, source: str = SAYS_ITS_DEVICES, **fields: object
 ) -> FunctionRecord:
     digest, payload = handler_archive(source)
-    agent.store.put(f"/code/{digest}", payload)
+    agent.bundles.put(digest, payload)
     function = FunctionRecord(name, "openfaas-fn", f"{name}:latest", code_digest=digest)
     function = replace(function, **fields)  # type: ignore[arg-type]
     agent.deploy(function)

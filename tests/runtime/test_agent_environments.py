@@ -51,7 +51,7 @@ def deploy(
     agent: AgentProcess, name: str, source: str, requirements: str | None = None
 ) -> FunctionRecord:
     digest, payload = handler_archive(source, requirements)
-    agent.store.put(f"/code/{digest}", payload)
+    agent.bundles.put(digest, payload)
     function = FunctionRecord(name, "openfaas-fn", f"{name}:latest", code_digest=digest)
     agent.deploy(function)
     return function

@@ -54,7 +54,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
 
 def deploy(agent: AgentProcess, name: str, **limits: str) -> FunctionRecord:
     digest, payload = handler_archive(HANDLER)
-    agent.store.put(f"/code/{digest}", payload)
+    agent.bundles.put(digest, payload)
     function = FunctionRecord(
         name, "openfaas-fn", f"{name}:latest", code_digest=digest, limits=limits
     )

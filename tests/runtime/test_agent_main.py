@@ -43,7 +43,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
 @pytest.fixture(scope="module")
 def echo(agent: AgentProcess) -> FunctionRecord:
     digest, payload = handler_archive(ECHO)
-    agent.store.put(f"/code/{digest}", payload)
+    agent.bundles.put(digest, payload)
     function = FunctionRecord("echo", "openfaas-fn", "echo:latest", code_digest=digest)
     agent.deploy(function)
     return function
@@ -95,7 +95,7 @@ def test_a_killed_worker_is_told_and_its_address_refuses(
 
 def test_a_handler_that_does_not_start_fails_with_its_cause(agent: AgentProcess) -> None:
     digest, payload = handler_archive("handle = 3")
-    agent.store.put(f"/code/{digest}", payload)
+    agent.bundles.put(digest, payload)
     broken = FunctionRecord("broken", "openfaas-fn", "broken:latest", code_digest=digest)
     agent.deploy(broken)
     order = agent.assign("1-2", broken)

@@ -47,7 +47,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
 
 def deploy(agent: AgentProcess, name: str, source: str = HANDLER) -> FunctionRecord:
     digest, payload = handler_archive(source)
-    agent.store.put(f"/code/{digest}", payload)
+    agent.bundles.put(digest, payload)
     function = FunctionRecord(name, "openfaas-fn", f"{name}:latest", code_digest=digest)
     agent.deploy(function)
     return function
@@ -161,7 +161,7 @@ def test_a_process_for_a_function_that_is_changed_or_deleted_goes(agent: AgentPr
     end(agent, served(agent, function, "2-0")[0])
     pid = parked(agent, function)
     digest, payload = handler_archive("def handle(event, context): return 'new'\n")
-    agent.store.put(f"/code/{digest}", payload)
+    agent.bundles.put(digest, payload)
     changed = replace(function, code_digest=digest, generation=2)
     agent.deploy(changed)
     eventually(lambda: gone(pid))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from stoker.placement.bundles import StoredBundles
 from stoker.placement.errors import BadRequest, StartFailed
 from stoker.placement.memory_store import MemoryStore
 from stoker.runtime import code_cache
@@ -44,7 +45,7 @@ def test_an_archive_is_unpacked_once_with_its_folders_and_executable_bits(tmp_pa
         store,
         archive(member("handler.py", b"def handle(): ..."), member("bin/run", b"#!", mode=0o755)),
     )
-    cache = CodeCache(tmp_path / "code", store)
+    cache = CodeCache(tmp_path / "code", StoredBundles(store))
     folder = cache.open(digest)
     assert (folder / "handler.py").read_bytes() == b"def handle(): ..."
     assert (folder / "bin/run").stat().st_mode & 0o777 == 0o755
@@ -73,7 +74,7 @@ def test_a_member_that_leaves_the_folder_or_is_no_plain_file_is_refused(
     store = MemoryStore()
     digest = stored(store, archive(member("handler.py"), bad))
     with pytest.raises(StartFailed, match="in the handler archive"):
-        CodeCache(tmp_path / "code", store).open(digest)
+        CodeCache(tmp_path / "code", StoredBundles(store)).open(digest)
     assert list((tmp_path / "code").iterdir()) == []
     assert [path.name for path in tmp_path.iterdir()] == ["code"]
 
@@ -83,17 +84,17 @@ def test_an_archive_that_does_not_match_its_digest_is_refused_with_both(tmp_path
     payload = archive(member("handler.py"))
     store.put(f"/code/{'0' * 64}", payload)
     with pytest.raises(StartFailed, match=f"{'0' * 64}.*{hashlib.sha256(payload).hexdigest()}"):
-        CodeCache(tmp_path, store).open("0" * 64)
+        CodeCache(tmp_path, StoredBundles(store)).open("0" * 64)
 
 
 def test_an_archive_that_is_not_in_the_store_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(StartFailed, match=r"archive f{64} in the store, found none"):
-        CodeCache(tmp_path, MemoryStore()).open("f" * 64)
+    with pytest.raises(StartFailed, match=r"archive f{64} where bundles are kept, found none"):
+        CodeCache(tmp_path, StoredBundles(MemoryStore())).open("f" * 64)
 
 
 def test_a_digest_that_is_a_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadRequest):
-        CodeCache(tmp_path, MemoryStore()).open("../../etc")
+        CodeCache(tmp_path, StoredBundles(MemoryStore())).open("../../etc")
 
 
 def bomb() -> bytes:
@@ -111,7 +112,7 @@ def test_what_is_no_bounded_archive_is_refused_and_leaves_nothing(
     store = MemoryStore()
     digest = stored(store, payload())
     with pytest.raises(StartFailed):
-        CodeCache(tmp_path, store).open(digest)
+        CodeCache(tmp_path, StoredBundles(store)).open(digest)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -120,7 +121,7 @@ def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     store = MemoryStore()
     digest = stored(store, archive(*(member(f"f{i}") for i in range(3))))
     with pytest.raises(StartFailed, match="at most 2 files"):
-        CodeCache(tmp_path, store).open(digest)
+        CodeCache(tmp_path, StoredBundles(store)).open(digest)
 
 
 def test_a_new_cache_drops_torn_folders_and_the_oldest_archives(
@@ -128,12 +129,12 @@ def test_a_new_cache_drops_torn_folders_and_the_oldest_archives(
 ) -> None:
     monkeypatch.setattr(code_cache, "KEPT_MAXIMUM", 1)
     store = MemoryStore()
-    cache = CodeCache(tmp_path, store)
+    cache = CodeCache(tmp_path, StoredBundles(store))
     old = cache.open(stored(store, archive(member("old"))))
     new = cache.open(stored(store, archive(member("new"))))
     (tmp_path / ".unpacking-torn").mkdir()
     cache.open(new.name)
-    CodeCache(tmp_path, store)
+    CodeCache(tmp_path, StoredBundles(store))
     assert list(tmp_path.iterdir()) == [new]
     assert not old.exists()
 
