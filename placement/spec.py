@@ -101,7 +101,8 @@ def parse_deployment(
     _check_keys(labels, annotations)
     env_process = text_field(body, "envProcess")
     model_uri = checkpoint_uri(PREFIX + "model", annotations.get(PREFIX + "model"))
-    _check_handler(annotations, env_process, model_uri)
+    task = _task(annotations, model_uri)
+    _check_handler(annotations, env_process, task, model_uri)
     environment = texts_field(body, "envVars") or {}
     for name in environment:
         if not _ENVIRONMENT_NAME.fullmatch(name):
@@ -116,7 +117,7 @@ def parse_deployment(
         name=valid_function_name(body.get("service")),
         namespace=valid_namespace(body.get("namespace") or default_namespace),
         image=image,
-        task=_task(annotations, model_uri),
+        task=task,
         model_uri=model_uri,
         adapter_uri=_adapter_uri(annotations, model_uri),
         engine=_choice(annotations, "engine", ENGINES, "transformers"),
@@ -150,10 +151,10 @@ def record_from_draft(
     for uri, found in ((draft.model_uri, checkpoint), (draft.adapter_uri, adapter)):
         if uri is not None and found is None:
             raise BadSpec(f"Expected a resolved checkpoint for {uri}, found none.")
-    if draft.model_uri is None and code_digest is None:
+    if draft.task == "custom" and code_digest is None:
         raise BadSpec(
             f"Expected code for the image {draft.image!r}, found none: "
-            f"{draft.name} has no stoker/model, so it needs a handler.",
+            f"{draft.name} has the task custom, so it needs a handler.",
             "Push the handler first (`faas-cli up --remote-builder`), or set stoker/model.",
         )
     record = FunctionRecord(
@@ -249,16 +250,23 @@ def _check_keys(labels: Mapping[str, str], annotations: Mapping[str, str]) -> No
             )
 
 
-def _check_handler(annotations: Mapping[str, str], env_process: str, model_uri: str | None) -> None:
+def _check_handler(
+    annotations: Mapping[str, str], env_process: str, task: Task, model_uri: str | None
+) -> None:
     if HANDLER_KEY not in annotations:
         return
     kind = stated_kind(annotations)
     if kind is None:
         refuse(HANDLER_KEY, " or ".join(HANDLER_KINDS), annotations[HANDLER_KEY])
-    if model_uri is not None:
+    if task != "custom":
         raise BadSpec(
             f"Expected {HANDLER_KEY} on a function with code, found it beside stoker/model.",
-            "Remove one of the two.",
+            "Remove one of the two, or set stoker/task to custom.",
+        )
+    if model_uri is not None and kind != "openfaas":
+        raise BadSpec(
+            f"Expected {HANDLER_KEY}: openfaas for code with a model, found {kind}.",
+            "Write handle(event, context); context.model is the model.",
         )
     if kind == "process" and not env_process:
         raise BadSpec(
@@ -285,11 +293,6 @@ def _task(annotations: Mapping[str, str], model_uri: str | None) -> Task:
         raise BadSpec(
             f"Expected the annotation stoker/model for the task {task}, found none.",
             "Set stoker/model to the checkpoint's s3:// or file:// URI.",
-        )
-    if task == "custom" and model_uri is not None:
-        raise BadSpec(
-            "The task custom together with stoker/model is not supported in this release.",
-            "Choose chat, completion or embed, or remove stoker/model.",
         )
     known: Task = task  # type: ignore[assignment]  # checked against the Literal above
     return known

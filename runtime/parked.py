@@ -214,12 +214,13 @@ def _lasting(function: FunctionRecord) -> FunctionRecord:
 
 def _can_be_parked(start: WorkerStart) -> bool:
     """Not with devices: its code, imported ahead, might take one that is somebody else's. A
-    classic function has nothing to make ready: each of its requests is a process.
+    classic function has nothing to make ready: each of its requests is a process. Code beside a
+    model would have to be made ready together with it.
     """
     if start.devices:
         return False
     if start.function.task != "custom":
         return start.checkpoint is not None
-    if start.code_dir is None:
+    if start.code_dir is None or start.checkpoint is not None:
         return False
     return kind_in(Path(start.code_dir), start.function.annotations) != "process"

@@ -18,6 +18,7 @@ from stoker.placement.records import FunctionRecord
 from stoker.placement.resources import parse_limits
 from stoker.runtime.checkpoint.manifest import Manifest, TensorEntry, engine_tensors
 from stoker.runtime.engine import kv_cache
+from stoker.runtime.engine.model_task import model_task
 
 _FLOAT_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 _STORED_AS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -33,7 +34,7 @@ def check_memory(
     tensors = tuple(engine_tensors(manifest))
     cast_bytes = _cast_bytes(tensors, function.dtype)
     cache_bytes, cache_tokens = 0, 0
-    if function.task in ("chat", "completion"):
+    if model_task(function.task, files_dir) in ("chat", "completion"):
         config = _read_config(files_dir / "config.json")
         maximum = config.get("max_position_embeddings")
         context = kv_cache.context_tokens(

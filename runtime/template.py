@@ -172,6 +172,11 @@ class ModelTemplate:
             path, body = "/v1/embeddings", {"input": [[0, 0, 0]]}
         rehearse(self._handler(runner), path, orjson.dumps(body))
 
+    @property
+    def chats(self) -> bool:
+        """Whether the model takes conversations."""
+        return self._codec.can_chat
+
     def close(self) -> None:
         """Ends the engine's thread, without which a process does not end by itself."""
         if isinstance(self._runner, TransformersEngine):

@@ -11,15 +11,17 @@ from pathlib import Path
 from stoker.native import Progress
 from stoker.placement.errors import StartFailed, StokerError
 from stoker.placement.function_code import kind_in
+from stoker.runtime.engine.model_task import model_task
 from stoker.runtime.handlers import functions_framework, knative
 from stoker.runtime.handlers.code import listing
+from stoker.runtime.handlers.context_model import ContextModel
 from stoker.runtime.handlers.openfaas import Context, FunctionHandler, load_handle
 from stoker.runtime.handlers.process import ProcessHandler
 from stoker.runtime.template import Adapter, AdapterTemplate, ModelTemplate, template_key
 from stoker.runtime.worker_http import Ready, guarded
 from stoker.runtime.worker_start import WorkerStart
 
-Code = Callable[[str], Ready]
+Code = Callable[[str, ContextModel | None], Ready]
 """User code that has been imported: what makes it the function of the instance with this id."""
 
 
@@ -59,10 +61,8 @@ def build(
     """
     if start.failure is not None:
         raise StokerError.from_wire(start.failure)
-    if start.checkpoint is None or start.function.task == "custom":
-        code = prepared.code or import_code(start)
-        made = code(start.instance_id)
-        return replace(made, handler=guarded(made.handler), at=time.monotonic())
+    if start.checkpoint is None:
+        return _coded(start, prepared, None)
     if not descriptors:
         raise StartFailed(
             "Expected the pool's descriptor with the checkpoint, found none.",
@@ -71,7 +71,9 @@ def build(
     checkpoint = start.checkpoint
     template = prepared.template
     if template is None:
-        template = ModelTemplate(template_key(start.function, checkpoint.digest), checkpoint)
+        task = model_task(start.function.task, Path(checkpoint.files_dir))
+        key = replace(template_key(start.function, checkpoint.digest), task=task)
+        template = ModelTemplate(key, checkpoint)
     pool, progress_descriptor, *adapter_progress = descriptors
     progress = None if checkpoint.resident else Progress.open(progress_descriptor)
     adapter = None
@@ -79,16 +81,27 @@ def build(
         ahead = prepared.adapter or AdapterTemplate(start.adapter)
         adapter = Adapter(ahead, start.adapter.chunks, pool, Progress.open(adapter_progress[0]))
     handler, arrival = template.start(pool, checkpoint.chunks, progress, on_lost, adapter)
-    ready_at = time.monotonic()
+    made = Ready(guarded(handler), time.monotonic())
+    if start.function.task == "custom":
+        name = start.function.name
+        made = _coded(start, prepared, ContextModel(handler, name, chats=template.chats))
     if progress is None or arrival is None:
-        return Ready(guarded(handler), ready_at)
-    return Ready(
-        guarded(handler),
-        ready_at,
-        arrival.ended,
+        return made
+    return replace(
+        made,
+        bytes_at=arrival.ended,
         # The small files came first, from where the weights came from.
-        lambda: progress.fetch_seconds and progress.fetch_seconds + checkpoint.open_seconds,
+        fetch_seconds=lambda: (
+            progress.fetch_seconds and progress.fetch_seconds + checkpoint.open_seconds
+        ),
     )
+
+
+def _coded(start: WorkerStart, prepared: Prepared, model: ContextModel | None) -> Ready:
+    """The function's own code, which may call its model."""
+    code = prepared.code or import_code(start)
+    made = code(start.instance_id, model)
+    return replace(made, handler=guarded(made.handler), at=time.monotonic())
 
 
 def import_code(start: WorkerStart) -> Code:
@@ -104,10 +117,10 @@ def import_code(start: WorkerStart) -> Code:
     concurrency = function.scaling.concurrency
     if kind == "knative":
         made = knative.load(code_dir)
-        return lambda _: Ready(made, start=made.start, stop=made.stop)
+        return lambda *_: Ready(made, start=made.start, stop=made.stop)
     if kind == "functions-framework":
         handler = functions_framework.load(code_dir, concurrency)
-        return lambda _: Ready(handler)
+        return lambda *_: Ready(handler)
     if kind == "process":
         if not function.env_process:
             raise StartFailed(
@@ -116,12 +129,13 @@ def import_code(start: WorkerStart) -> Code:
                 "Add one of these files, or set fprocess.",
             )
         program = function.env_process.split()
-        return lambda _: Ready(ProcessHandler(program, code_dir, os.environ))
+        return lambda *_: Ready(ProcessHandler(program, code_dir, os.environ))
     handle = load_handle(code_dir)
 
-    def ready(instance_id: str) -> Ready:
+    def ready(instance_id: str, model: ContextModel | None) -> Ready:
         environment = dict(function.environment)
-        context = Context(instance_id, function.name, function.namespace, environment)
-        return Ready(FunctionHandler(handle, context, concurrency))
+        context = Context(instance_id, function.name, function.namespace, environment, model)
+        made = FunctionHandler(handle, context, concurrency)
+        return Ready(made, start=None if model is None else model.attach)
 
     return ready

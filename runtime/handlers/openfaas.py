@@ -24,6 +24,7 @@ from stoker.placement.errors import StartFailed
 from stoker.placement.function_code import entry_file
 from stoker.runtime.handlers.calls import Steps, contained, thread_pool
 from stoker.runtime.handlers.code import import_file, listing
+from stoker.runtime.handlers.context_model import ContextModel
 from stoker.runtime.handlers.http import Headers, Request, Response, checked_headers
 from stoker.runtime.handlers.wsgi import environ_of
 
@@ -54,12 +55,13 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """`hostname` is the instance's id, `function` the function's name."""
+    """`hostname` is the instance's id, `function` its function's name, `model` its stoker/model."""
 
     hostname: str
     function: str
     namespace: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    model: ContextModel | None = None
 
 
 def load_handle(code_dir: Path) -> Callable[..., Any]:

@@ -114,9 +114,12 @@ def test_a_model_task_without_a_model_is_refused() -> None:
         parse_deployment(deployment(annotations={"stoker/task": "chat"}))
 
 
-def test_a_custom_task_with_a_model_is_refused() -> None:
-    with pytest.raises(BadSpec, match="not supported in this release"):
-        parse_deployment(model(task="custom"))
+def test_code_may_have_a_model_and_is_then_called_by_handle_alone() -> None:
+    draft = parse_deployment(model(task="custom"))
+    assert (draft.task, draft.model_uri) == ("custom", model()["annotations"]["stoker/model"])
+    parse_deployment(model(task="custom", handler="openfaas"))
+    with pytest.raises(BadSpec, match="stoker/handler: openfaas for code with a model"):
+        parse_deployment(model(task="custom", handler="knative"))
 
 
 @pytest.mark.parametrize(

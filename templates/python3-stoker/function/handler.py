@@ -7,5 +7,9 @@ from typing import Any
 
 def handle(event: Any, context: Any) -> dict[str, Any]:
     """Answer the request in `event`: body (bytes), headers, method, query, path."""
-    greeting = f"Hello from {context.hostname}: {len(event.body)} bytes came by {event.method}.\n"
-    return {"statusCode": 200, "body": greeting}
+    if context.model is None:
+        size = len(event.body)
+        answer = f"Hello from {context.hostname}: {size} bytes came by {event.method}.\n"
+    else:
+        answer = context.model.generate(event.body.decode(), max_tokens=100)
+    return {"statusCode": 200, "body": answer}
