@@ -175,6 +175,7 @@ class GatewayClient:
         value: Any = None,
         *,
         missing: str = "",
+        timeout_seconds: float = CONTROL_SECONDS,
     ) -> Any:
         """Send JSON, return the decoded answer (None if empty or not JSON); raise for 400 and up.
 
@@ -182,7 +183,7 @@ class GatewayClient:
         """
         body = None if value is None else json.dumps(value).encode()
         headers = {"Content-Type": "application/json"} if body is not None else {}
-        with self.open(method, path, body, headers) as answer:
+        with self.open(method, path, body, headers, timeout_seconds=timeout_seconds) as answer:
             if answer.status >= 400:
                 raise error_of(answer, missing)
             return answer.json() if answer.content_type.endswith("json") else None

@@ -1,4 +1,4 @@
-"""`stoker deploy`: build what has a handler folder, then PUT, and POST what is not there yet."""
+"""`stoker deploy`: say what will change, build what has a handler folder, then PUT or POST."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import fnmatch
 import hashlib
 import hmac
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from stoker.gateway.cli.archive import build_archive
+from stoker.gateway.cli.changes import Difference, differences
 from stoker.gateway.cli.client import Access, GatewayClient, error_of, find_access
 from stoker.gateway.cli.options import (
     gateway_option,
@@ -19,8 +21,10 @@ from stoker.gateway.cli.options import (
     path_of,
     print_json,
     reports_errors,
+    say,
 )
 from stoker.gateway.cli.stack import StackFunction, load_stack
+from stoker.gateway.cli.text import plain
 from stoker.placement.errors import BadSpec, NotFound, StokerError
 
 
@@ -35,11 +39,14 @@ from stoker.placement.errors import BadSpec, NotFound, StokerError
     help="OpenFaaS stack file.",
 )
 @click.option("--filter", "pattern", default="*", help="Deploy only names that match.")
+@click.option("--dry-run", is_flag=True, help="Only say what would change.")
 @gateway_option
 @json_option
 @reports_errors
-def deploy(stack_path: Path, pattern: str, gateway: str | None, as_json: bool) -> None:
-    """Deploy the functions of a stack file."""
+def deploy(
+    stack_path: Path, pattern: str, dry_run: bool, gateway: str | None, as_json: bool
+) -> None:
+    """Say what changes, and deploy the functions of a stack file."""
     stack = load_stack(stack_path)
     chosen = [f for f in stack.functions if fnmatch.fnmatchcase(f.name, pattern)]
     if not chosen:
@@ -50,15 +57,46 @@ def deploy(stack_path: Path, pattern: str, gateway: str | None, as_json: bool) -
         )
     access = find_access(gateway)
     client = GatewayClient(access)
-    deployed = []
+    results = []
     for function in chosen:
-        if function.needs_build:
-            build(client, access, function)
-        deployed.append(_put(client, function))
+        status = _status(client, function)
+        changes = differences(status, function.deployment())
         if not as_json:
-            click.echo(f"Deployed {function.name}: {deployed[-1]['url']}")
+            _show(function, status is None, changes)
+        told = [asdict(change) for change in changes]
+        result: dict[str, Any] = {"name": function.name, "changes": told}
+        if not dry_run:
+            if function.needs_build:
+                build(client, access, function)
+            result |= _put(client, function)
+            if not as_json:
+                say(f"Deployed {function.name}: {result['url']}")
+        results.append(result)
     if as_json:
-        print_json(deployed)
+        print_json(results)
+
+
+def _status(client: GatewayClient, function: StackFunction) -> dict[str, Any] | None:
+    """What is deployed under this name; None for nothing."""
+    path = path_of("/system/function", function.name, namespace=function.namespace)
+    try:
+        found: dict[str, Any] = client.call("GET", path, missing=function.name)
+    except NotFound:
+        return None
+    return found
+
+
+def _show(function: StackFunction, is_new: bool, changes: list[Difference]) -> None:
+    """The changes, in colour on a terminal."""
+    if is_new:
+        say(f"{function.name} is new:")
+    else:
+        say(f"{function.name} changes:" if changes else f"{function.name} keeps its settings.")
+    colors = {"+": "green", "-": "red", "~": "yellow"}
+    for change in changes:
+        click.echo(click.style(f"  {plain(str(change))}", fg=colors[change.sign]))
+    if function.needs_build:
+        say(f"  code: from {function.handler}")
 
 
 def build(client: GatewayClient, access: Access, function: StackFunction) -> None:
@@ -95,7 +133,7 @@ def _put(client: GatewayClient, function: StackFunction) -> dict[str, Any]:
     status = client.call(
         "GET", path_of("/system/function", function.name, namespace=function.namespace)
     )
-    return {"name": function.name, "url": client.url + f"/function/{name}", "status": status}
+    return {"url": client.url + f"/function/{name}", "status": status}
 
 
 def _object(line: bytes) -> dict[str, Any]:

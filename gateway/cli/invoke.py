@@ -12,6 +12,7 @@ import click
 from stoker.gateway.cli.client import Answer, GatewayClient, error_of
 from stoker.gateway.cli.options import (
     client_of,
+    function_argument,
     gateway_option,
     namespace_option,
     path_of,
@@ -29,7 +30,7 @@ from stoker.placement.errors import BadRequest, FunctionError, StokerError
 
 
 @click.command()
-@click.argument("name")
+@function_argument
 @click.option("--data", "-d", default=None, help="Body: text, @file, or - for stdin.")
 @click.option("--stream", is_flag=True, help="Print the answer as it is made.")
 @click.option("--timing", is_flag=True, help="Show on stderr where the time went.")

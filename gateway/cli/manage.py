@@ -11,11 +11,16 @@ import click
 
 from stoker.gateway.cli.client import CONTROL_SECONDS, error_of
 from stoker.gateway.cli.options import (
+    body_of,
     client_of,
+    function_argument,
+    function_names,
     gateway_option,
+    json_option,
     namespace_option,
     path_of,
     reports_errors,
+    say,
 )
 from stoker.placement.errors import BadRequest
 
@@ -23,7 +28,7 @@ _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @click.command("rm")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=function_names)
 @namespace_option
 @gateway_option
 @reports_errors
@@ -31,49 +36,50 @@ def remove(names: tuple[str, ...], namespace: str, gateway: str | None) -> None:
     """Remove functions; their instances are stopped."""
     client = client_of(gateway)
     for name in names:
-        value = {"functionName": name, **_space(namespace)}
+        value = body_of({"functionName": name}, namespace)
         client.call(
             "DELETE", path_of("/system/functions", namespace=namespace), value, missing=name
         )
-        click.echo(f"Removed {name}")
+        say(f"Removed {name}")
 
 
 @click.command()
-@click.argument("name")
+@function_argument
 @click.argument("replicas", type=click.IntRange(min=0))
 @namespace_option
 @gateway_option
 @reports_errors
 def scale(name: str, replicas: int, namespace: str, gateway: str | None) -> None:
     """Set how many instances a function has now."""
-    value = {"serviceName": name, "replicas": replicas, **_space(namespace)}
+    value = body_of({"serviceName": name, "replicas": replicas}, namespace)
     path = path_of("/system/scale-function", name, namespace=namespace)
     client_of(gateway).call("POST", path, value, missing=name)
-    click.echo(f"Scaled {name} to {replicas}")
+    say(f"Scaled {name} to {replicas}")
 
 
 @click.command()
-@click.argument("name")
+@function_argument
 @click.option("--disk", is_flag=True, help="From the nodes' disks too.")
 @namespace_option
 @gateway_option
 @reports_errors
 def evict(name: str, disk: bool, namespace: str, gateway: str | None) -> None:
     """Drop the weights of a function at zero from the nodes' memory."""
-    value = {"serviceName": name, "disk": disk, **_space(namespace)}
+    value = body_of({"serviceName": name, "disk": disk}, namespace)
     path = path_of("/system/evict-function", name, namespace=namespace)
     client_of(gateway).call("POST", path, value, missing=name)
-    click.echo(f"Evicted {name}")
+    say(f"Evicted {name}")
 
 
 @click.command()
-@click.argument("name")
+@function_argument
 @click.option("--follow", "-f", is_flag=True, help="Go on with what comes.")
 @click.option("--tail", default=0, help="Only the last N lines (0: all that are kept).")
 @click.option("--since", default="", help="Only what is younger: 90s, 10m, 2h, or RFC 3339.")
 @click.option("--instance", default="", help="Only this instance.")
 @namespace_option
 @gateway_option
+@json_option
 @reports_errors
 def logs(
     name: str,
@@ -83,6 +89,7 @@ def logs(
     instance: str,
     namespace: str,
     gateway: str | None,
+    as_json: bool,
 ) -> None:
     """Print the log of a function."""
     path = path_of(
@@ -100,8 +107,10 @@ def logs(
         if answer.status >= 400:
             raise error_of(answer, name)
         for line in answer.lines():
-            if line.strip():
-                click.echo(_readable(line))
+            if line.strip() and as_json:
+                click.echo(line)
+            elif line.strip():
+                say(_readable(line))
 
 
 def since_timestamp(since: str, now: datetime.datetime) -> str:
@@ -120,10 +129,6 @@ def since_timestamp(since: str, now: datetime.datetime) -> str:
             "Write 90s, 10m, 2h, 1d or 2026-01-31T12:00:00Z.",
         ) from error
     return (moment if moment.tzinfo else moment.astimezone()).isoformat()
-
-
-def _space(namespace: str) -> dict[str, str]:
-    return {"namespace": namespace} if namespace else {}
 
 
 def _readable(line: bytes) -> str:

@@ -14,12 +14,31 @@ from rich.table import Table
 from rich.text import Text
 
 from stoker.gateway.cli.client import GatewayClient, find_access
+from stoker.gateway.cli.text import plain
 from stoker.placement.errors import StokerError
 
 P = ParamSpec("P")
+COMPLETION_SECONDS = 1.0
 
 namespace_option = click.option("--namespace", "-n", default="", help="Namespace of the function.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def function_argument(command: Callable[P, None]) -> Callable[P, None]:
+    """The name of a function, given to the command as the parameter `name`."""
+    return click.argument("name", shell_complete=function_names)(command)
+
+
+def function_names(context: click.Context, _: click.Parameter, begun: str) -> list[str]:
+    """What a shell offers for the name of a function; nothing when the gateway does not say."""
+    try:
+        path = path_of("/system/functions", namespace=context.params.get("namespace") or "")
+        client = client_of(context.params.get("gateway"))
+        found = client.call("GET", path, timeout_seconds=COMPLETION_SECONDS)
+    except StokerError:
+        return []
+    names = [str(function["name"]) for function in found]
+    return [name for name in names if name.startswith(begun) and plain(name) == name]
 
 
 def gateway_option(command: Callable[P, None]) -> Callable[P, None]:
@@ -49,9 +68,14 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 def report(error: StokerError) -> None:
     """`error: <cause>` and `remedy: <remedy>` on stderr."""
-    click.echo(f"error: {error.cause}", err=True)
+    say(f"error: {error.cause}", err=True)
     if error.remedy:
-        click.echo(f"remedy: {error.remedy}", err=True)
+        say(f"remedy: {error.remedy}", err=True)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """One line; nothing in it that came from afar can steer the terminal."""
+    click.echo(plain(text), err=err)
 
 
 def client_of(gateway: str | None) -> GatewayClient:
@@ -65,6 +89,11 @@ def path_of(route: str, name: str = "", /, **query: str) -> str:
     return f"{path}?{urllib.parse.urlencode(present)}" if present else path
 
 
+def body_of(fields: dict[str, Any], namespace: str) -> dict[str, Any]:
+    """The body of a request, with the namespace if one was named."""
+    return {**fields, "namespace": namespace} if namespace else fields
+
+
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
@@ -73,6 +102,7 @@ def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, err: bool = False
 ) -> None:
     """A table on a terminal; in a pipe the same rows as tab-separated lines."""
+    rows = [[plain(cell).replace("\t", r"\x09") for cell in row] for row in rows]
     console = Console(stderr=err)
     if not console.is_terminal:
         for row in (columns, *rows):

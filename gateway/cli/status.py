@@ -12,6 +12,7 @@ import orjson
 from stoker.gateway.cli.options import (
     bytes_in_words,
     client_of,
+    function_argument,
     gateway_option,
     json_option,
     namespace_option,
@@ -19,6 +20,7 @@ from stoker.gateway.cli.options import (
     print_json,
     print_table,
     reports_errors,
+    say,
 )
 from stoker.placement.records import decode
 from stoker.placement.why import WhyAnswer, sentences
@@ -75,7 +77,7 @@ def list_instances(gateway: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
+@function_argument
 @namespace_option
 @gateway_option
 @json_option
@@ -130,7 +132,7 @@ def why(request_id: str, gateway: str | None, as_json: bool) -> None:
         print_json(told)
         return
     for line in sentences(decode(WhyAnswer, orjson.dumps(told))):
-        click.echo(line)
+        say(line)
 
 
 def instance_row(instance: Mapping[str, Any]) -> tuple[str, ...]:

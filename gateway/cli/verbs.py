@@ -8,6 +8,8 @@ from stoker.gateway.cli.deploy import deploy
 from stoker.gateway.cli.invoke import invoke
 from stoker.gateway.cli.jobs import jobs
 from stoker.gateway.cli.manage import evict, logs, remove, scale
+from stoker.gateway.cli.namespace import namespace
+from stoker.gateway.cli.secret import secret
 from stoker.gateway.cli.status import describe, list_functions, list_instances, why
 
 VERBS: tuple[click.Command, ...] = (
@@ -19,6 +21,8 @@ VERBS: tuple[click.Command, ...] = (
     describe,
     why,
     logs,
+    secret,
+    namespace,
     scale,
     evict,
     remove,

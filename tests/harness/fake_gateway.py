@@ -70,6 +70,8 @@ class FakeGateway:
     requests: list[tuple[str, str, bytes]] = field(default_factory=list)
     built: list[str] = field(default_factory=list)
     build_error: str = ""
+    secrets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    namespaces: dict[str, dict[str, Any]] = field(default_factory=dict)
     nodes: list[dict[str, Any]] = field(default_factory=lambda: [NODE])
     release: str = stoker.__version__
 
@@ -129,6 +131,10 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/system/logs":
             line = {"timestamp": "2026-01-01T00:00:00Z", "instance": "i-1", "text": "hello\n"}
             return self._send(200, json.dumps(line).encode() + b"\n", "application/x-ndjson")
+        if path == "/system/secrets":
+            return self._secret(value)
+        if path.startswith("/system/namespace"):
+            return self._namespace(path, value)
         if path == "/system/functions" and self.command == "GET":
             return self._json(list(self.gateway.functions.values()))
         if self.command != "POST" and name not in self.gateway.functions:
@@ -140,6 +146,39 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.command == "GET":
             return self._json(self.gateway.functions[name])
         return self._send(202, b"", "text/plain")
+
+    def _secret(self, value: dict[str, Any]) -> None:
+        secrets, name = self.gateway.secrets, value.get("name", "")
+        if self.command == "GET":
+            return self._json(
+                [{k: v for k, v in s.items() if k != "rawValue"} for s in secrets.values()]
+            )
+        if (self.command == "POST") == (name in secrets):
+            return self._refuse("conflict" if name in secrets else "not_found")
+        if self.command == "DELETE":
+            del secrets[name]
+        else:
+            secrets[name] = value
+        return self._send(202, b"", "text/plain")
+
+    def _namespace(self, path: str, value: dict[str, Any]) -> None:
+        namespaces, name = self.gateway.namespaces, path.rpartition("/")[2]
+        if path == "/system/namespaces":
+            return self._json(["openfaas-fn", *namespaces])
+        if self.command == "POST":
+            namespaces[value["name"]] = value
+            return self._send(201, b"", "text/plain")
+        if name not in namespaces:
+            return self._refuse("not_found")
+        if self.command == "GET":
+            return self._json(namespaces[name])
+        del namespaces[name]
+        return self._send(202, b"", "text/plain")
+
+    def _refuse(self, code: str) -> None:
+        error = {"error": {"code": code, "cause": "Refused.", "remedy": ""}}
+        status = {"conflict": 409, "not_found": 404}[code]
+        self._send(status, json.dumps(error).encode(), "application/json")
 
     def _deploy(self, name: str, value: dict[str, Any]) -> None:
         model = (value.get("annotations") or {}).get("stoker/model", "")

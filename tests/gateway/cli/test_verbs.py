@@ -58,8 +58,14 @@ def test_deploy_builds_a_handler_then_puts_then_posts_what_is_absent(
     run: Run, gateway: FakeGateway, stack: str
 ) -> None:
     first = run("deploy", "-f", stack, "--filter", "echo")
-    assert (first.exit_code, first.output) == (0, f"Deployed echo: {gateway.url}/function/echo\n")
-    assert gateway.methods()[:3] == [
+    assert first.exit_code == 0
+    assert first.output.splitlines() == [
+        "echo is new:",
+        "  + image: echo:1",
+        f"  code: from {Path(stack).parent / 'code'}",
+        f"Deployed echo: {gateway.url}/function/echo",
+    ]
+    assert gateway.methods()[1:4] == [
         "POST /build",
         "PUT /system/functions",
         "POST /system/functions",
@@ -69,6 +75,86 @@ def test_deploy_builds_a_handler_then_puts_then_posts_what_is_absent(
     gateway.requests.clear()
     assert run("deploy", "-f", stack, "--filter", "echo").exit_code == 0
     assert "POST /system/functions" not in gateway.methods()
+
+
+def test_deploy_says_first_what_will_change_and_a_dry_run_nothing_else(
+    run: Run, gateway: FakeGateway, stack: str
+) -> None:
+    run("deploy", "-f", stack, "--filter", "chat")
+    gateway.functions["chat"]["labels"] = {"old": "x\x1b[2J", "faas_function": "chat"}
+    gateway.requests.clear()
+
+    result = run("deploy", "-f", stack, "--filter", "chat", "--dry-run", MODEL="s3://m/other")
+
+    assert result.output.splitlines() == [
+        "chat changes:",
+        "  ~ annotations.stoker/model: s3://m/chat -> s3://m/other",
+        r"  - labels.old: x\x1b[2J",
+    ]
+    assert gateway.methods() == ["GET /system/function/chat"]
+    again = run("deploy", "-f", stack, "--filter", "chat", "--dry-run", "--json")
+    assert json.loads(again.output)[0]["changes"] == [
+        {"field": "labels.old", "before": "x\x1b[2J", "after": None}
+    ]
+
+
+def test_secrets_are_made_from_a_file_or_standard_input_and_never_shown(
+    run: Run, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_bytes(b"\x00\xffkey")
+    assert run("secret", "create", "a", str(tmp_path / "key"), "-n", "dev").output == "Created a\n"
+    assert json.loads(gateway.requests[-1][2]) == {
+        "name": "a",
+        "rawValue": "AP9rZXk=",
+        "namespace": "dev",
+    }
+    assert run("secret", "create", "b", stdin="value").output == "Created b\n"
+    assert run("secret", "create", "b", stdin="value").exit_code == 1
+    assert run("secret", "update", "b", stdin="other").output == "Updated b\n"
+    assert run("secret", "ls").output.splitlines() == ["NAME\tNAMESPACE", "a\tdev", "b"]
+    assert run("secret", "rm", "b").output == "Removed b\n"
+    absent = run("secret", "rm", "b")
+    assert absent.exit_code == 1
+    assert "Expected a secret 'b', found none." in absent.stderr
+
+
+def test_namespaces_are_made_with_the_mark_of_openfaas_clients(
+    run: Run, gateway: FakeGateway
+) -> None:
+    assert run("namespace", "create", "dev", "--label", "team=a=b").output == "Created dev\n"
+    assert gateway.namespaces["dev"] == {
+        "name": "dev",
+        "labels": {"team": "a=b"},
+        "annotations": {"openfaas": "1"},
+    }
+    assert run("namespace", "ls").output.splitlines() == ["NAME", "openfaas-fn", "dev"]
+    assert "labels.team\ta=b" in run("namespace", "describe", "dev").output
+    assert run("namespace", "create", "x", "--label", "team").exit_code == 1
+    assert run("namespace", "rm", "dev").output == "Removed dev\n"
+    assert "Expected a namespace 'dev'" in run("namespace", "rm", "dev").stderr
+
+
+def test_a_name_from_afar_cannot_steer_the_terminal(run: Run, gateway: FakeGateway) -> None:
+    gateway.functions["evil"] = {"name": "evil\x1b[2J\nfake\tok\u202e", "image": "\x9b1m"}
+    (row,) = run("ls").output.splitlines()[1:]
+    assert row.startswith("evil\\x1b[2J\\x0afake\\x09ok\\u202e\tcustom\t\\x9b1m")
+
+
+def test_a_shell_is_offered_the_names_of_functions(
+    gateway: FakeGateway, run: Run, stack: str
+) -> None:
+    run("deploy", "-f", stack, "--filter", "chat")
+    environment = {
+        "STOKER_GATEWAY": gateway.url,
+        "STOKER_PASSWORD": PASSWORD,
+        "_STOKER_COMPLETE": "bash_complete",
+        "COMP_WORDS": "stoker describe c",
+        "COMP_CWORD": "2",
+    }
+    offered = CliRunner().invoke(main, [], env=environment, prog_name="stoker")
+    assert offered.output == "plain,chat\n"
+    nobody = {**environment, "STOKER_GATEWAY": "http://127.0.0.1:1"}
+    assert CliRunner().invoke(main, [], env=nobody, prog_name="stoker").output.strip() == ""
 
 
 def test_deploy_prints_json(run: Run, stack: str) -> None:
