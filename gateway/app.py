@@ -10,23 +10,22 @@ from typing import Any
 
 import orjson
 import structlog
-from flask import Flask, Request, Response, request
+from flask import Flask, Response, g, request
 from prometheus_client import CONTENT_TYPE_LATEST
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 import stoker
-from stoker.gateway.auth import Credentials
+from stoker.gateway import openapi
+from stoker.gateway.access import check_control, stated, unauthorized
+from stoker.gateway.audit import AuditLog
+from stoker.gateway.auth import ADMIN, Credentials
 from stoker.gateway.builder import BundleSink, ChangeSink, ImageStore, build, publish
 from stoker.gateway.exchange import error_answer
 from stoker.gateway.functions import Functions, serving_counts
 from stoker.gateway.json_body import json_object
 from stoker.gateway.metrics import Metrics
-from stoker.placement.errors import (
-    BadRequest,
-    NotFound,
-    StokerError,
-    Unauthorized,
-)
+from stoker.gateway.tokens import Tokens
+from stoker.placement.errors import BadRequest, NotFound, StokerError
 from stoker.placement.records import encode
 from stoker.placement.view import Snapshot
 from stoker.placement.why import WhyAnswer
@@ -49,18 +48,20 @@ class ControlPlane:
     view: ChangeSink
     why: Callable[[str], WhyAnswer]
     measure: Callable[[], None]
+    tokens: Tokens
+    audit: AuditLog
 
 
 def create_app(control: ControlPlane) -> Flask:
-    """The Flask app; every /system route wants HTTP Basic."""
+    """The Flask app; every route of it wants a password or a token."""
     app = Flask("stoker.gateway", static_folder=None)
+    # A redirect would answer another path than the one that was judged.
+    app.url_map.merge_slashes = False
 
-    @app.before_request
-    def authorize() -> None:
-        if request.path.startswith("/system/") and not _authorized(control.credentials, request):
-            raise Unauthorized("invalid credentials")
-
+    app.before_request(lambda: _authorize(control.credentials))
+    app.after_request(lambda response: _audited(control.audit, response))
     _add_functions(app, control.functions)
+    _add_tokens(app, control.tokens)
 
     @app.get("/system/namespaces")
     def namespaces() -> Response:
@@ -92,6 +93,10 @@ def create_app(control: ControlPlane) -> Flask:
         serving = serving_counts(snapshot, snapshot.functions)
         text = control.metrics.render(snapshot.functions, serving)
         return Response(text, content_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/openapi.json")
+    def document() -> Response:
+        return Response(openapi.document(), content_type="application/json")
 
     @app.post("/build")
     def build_route() -> Response:
@@ -136,13 +141,23 @@ def _add_functions(app: Flask, functions: Functions) -> None:
         return Response(status=204)
 
 
+def _add_tokens(app: Flask, tokens: Tokens) -> None:
+    @app.get("/system/tokens")
+    def list_tokens() -> Response:
+        return _json(tokens.list_all())
+
+    @app.post("/system/tokens")
+    def create_token() -> Response:
+        return _json(tokens.create(_body()), 201)
+
+    @app.delete("/system/tokens/<token_id>")
+    def revoke_token(token_id: str) -> Response:
+        tokens.revoke(token_id)
+        return Response(status=204)
+
+
 def _build(control: ControlPlane) -> Response:
-    payload = request.get_data(cache=False)
-    signature = request.headers.get("X-Build-Signature", "")
-    if not control.credentials.signature(signature, payload) and not _authorized(
-        control.credentials, request
-    ):
-        raise Unauthorized("invalid credentials")
+    payload = request.get_data()
     streamed = "ndjson" in request.headers.get("Accept", "")
     try:
         made = build(payload)
@@ -162,20 +177,47 @@ def _on_error(error: Exception) -> Response:
         wire = NotFound if error.code == 404 else BadRequest
         known = wire(f"{request.method} {request.path:.80}: {error.description}")
         _, headers, body = error_answer(known, request.headers.get("Accept", ""))
+        if isinstance(error, MethodNotAllowed):
+            headers.append((b"allow", ", ".join(sorted(error.valid_methods or ())).encode()))
         return _response(error.code or 500, headers, body)
     if not isinstance(error, StokerError):
         _log.exception("control_route_broken", path=request.path, exc_info=error)
         error = StokerError("The gateway failed in a way that it does not know.")
     status, headers, body = error_answer(error, request.headers.get("Accept", ""))
-    response = _response(status, headers, body)
-    if isinstance(error, Unauthorized):
-        response.headers["WWW-Authenticate"] = 'Basic realm="Restricted"'
-        response.set_data(b"invalid credentials")
+    return _response(status, headers, body)
+
+
+def _authorize(credentials: Credentials) -> None:
+    """Let nobody pass who is not known, and nobody beyond what he may do."""
+    signature = request.headers.get("X-Build-Signature", "")
+    if request.path == "/build" and credentials.signature(signature, request.get_data()):
+        g.caller = ADMIN
+        return
+    g.caller = credentials.caller(request.headers.get("Authorization", ""))
+    if g.caller is None:
+        raise unauthorized()
+    query = request.args.to_dict(flat=False)
+    check_control(g.caller, request.method, request.path, query, request.get_data())
+
+
+def _audited(audit: AuditLog, response: Response) -> Response:
+    """Note who tried to change what, and what came of it."""
+    caller = g.get("caller")
+    if caller is not None and request.method not in ("GET", "HEAD", "OPTIONS"):
+        query = request.args.to_dict(flat=False)
+        named = stated(request.method, request.path, query, request.get_data())
+        audit.note(
+            {
+                "token": caller.token_id,
+                "peer": request.remote_addr,
+                "method": request.method,
+                "path": request.path,
+                "namespaces": sorted(named.namespaces),
+                "functions": sorted(named.functions),
+                "status": response.status_code,
+            }
+        )
     return response
-
-
-def _authorized(credentials: Credentials, incoming: Request) -> bool:
-    return credentials.basic(incoming.headers.get("Authorization", ""))
 
 
 def _namespace() -> str:
@@ -183,11 +225,11 @@ def _namespace() -> str:
 
 
 def _body() -> dict[str, Any]:
-    return json_object(request.get_data(cache=False))
+    return json_object(request.get_data())
 
 
-def _json(value: Any) -> Response:
-    return Response(orjson.dumps(value), content_type="application/json")
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(value), status=status, content_type="application/json")
 
 
 def _ndjson(lines: list[dict[str, Any]], status: int) -> Response:

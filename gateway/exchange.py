@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from stoker.placement.errors import PayloadTooLarge, StokerError, Unavailable
+from stoker.placement.errors import PayloadTooLarge, StokerError, Unauthorized, Unavailable
 
 Headers = list[tuple[bytes, bytes]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -21,6 +21,11 @@ COMPONENT = (b"x-openfaas-internal", b"gateway")
 DISCARD_SECONDS = 5.0
 # Whether the client is still there is asked of requests that take longer than most.
 WATCH_AFTER_SECONDS = 0.02
+# Of a body that does not say its length: it is held before it is known to be too large.
+UNKNOWN_LENGTH_BYTES_MAXIMUM = 8 * 1024 * 1024
+PIECE_BYTES = 16 * 1024
+# The body that clients of OpenFaaS know.
+_UNAUTHORIZED = b"invalid credentials"
 
 
 class ClientGone(Exception):
@@ -79,9 +84,11 @@ class Request:
         if self._complete:
             return self.body
         announced = self.header(b"content-length")
-        if announced.isdigit() and int(announced) > bytes_maximum:
-            raise _too_large(bytes_maximum, f"{announced}")
-        parts: list[bytes] = []
+        if not announced:
+            bytes_maximum = min(bytes_maximum, UNKNOWN_LENGTH_BYTES_MAXIMUM)
+        elif announced.isdigit() and int(announced) > bytes_maximum:
+            raise _too_large(bytes_maximum, announced)
+        pieces = _Pieces()
         while not self._complete:
             message = await self._receive()
             if message["type"] == "http.disconnect":
@@ -91,9 +98,9 @@ class Request:
                 raise _too_large(bytes_maximum, "more")
             self._budget.take(len(part))
             self._held_bytes += len(part)
-            parts.append(part)
+            pieces.add(part)
             self._complete = not message.get("more_body", False)
-        self.body = parts[0] if len(parts) == 1 else b"".join(parts)
+        self.body = pieces.whole()
         return self.body
 
     def release(self) -> None:
@@ -148,6 +155,32 @@ class Request:
                 watcher.cancel()
 
 
+class _Pieces:
+    """What came of a body. Crumbs are put together: each object costs more than its bytes."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._crumbs = bytearray()
+
+    def add(self, part: bytes) -> None:
+        if len(part) < PIECE_BYTES:
+            self._crumbs += part
+            if len(self._crumbs) < PIECE_BYTES:
+                return
+        self._settle()
+        if len(part) >= PIECE_BYTES:
+            self._parts.append(part)
+
+    def whole(self) -> bytes:
+        self._settle()
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+    def _settle(self) -> None:
+        if self._crumbs:
+            self._parts.append(bytes(self._crumbs))
+            self._crumbs.clear()
+
+
 class Reply:
     """Sends one response. `status` is 0 until its head was sent."""
 
@@ -177,6 +210,9 @@ class Reply:
 
 def error_answer(error: StokerError, accept: str) -> tuple[int, Headers, bytes]:
     """Status, headers and body for a platform error: a sentence, or JSON if that is accepted."""
+    if isinstance(error, Unauthorized):
+        realm = (b"www-authenticate", b'Basic realm="Restricted"')
+        return error.status, [(b"content-type", b"text/plain"), COMPONENT, realm], _UNAUTHORIZED
     if "application/json" in accept:
         kind, body = b"application/json", orjson.dumps({"error": error.to_wire()})
     else:
@@ -195,5 +231,5 @@ def retry_after(error: StokerError) -> Headers:
 def _too_large(bytes_maximum: int, found: str) -> PayloadTooLarge:
     return PayloadTooLarge(
         f"Expected a body of at most {bytes_maximum} bytes, found {found}.",
-        "Send less, or put the data where the function can fetch it.",
+        "Send less, state its length, or put the data where the function can fetch it.",
     )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, TypeVar
 
 import structlog
 from a2wsgi import WSGIMiddleware
 
+from stoker.gateway.access import is_open, unauthorized
 from stoker.gateway.agent_client import RESOLVE_SECONDS, AgentClient
 from stoker.gateway.app import ControlPlane, create_app
+from stoker.gateway.audit import AuditLog
 from stoker.gateway.auth import Credentials
 from stoker.gateway.builder import BUILD_BYTES_MAXIMUM
 from stoker.gateway.exchange import (
@@ -26,6 +28,7 @@ from stoker.gateway.functions import Functions
 from stoker.gateway.internal import open_session
 from stoker.gateway.invoke import Invoker
 from stoker.gateway.jobs.service import Jobs
+from stoker.gateway.limits import Limiter
 from stoker.gateway.logs import SystemLogs
 from stoker.gateway.metrics import Metrics
 from stoker.gateway.openai import OpenAi
@@ -33,6 +36,7 @@ from stoker.gateway.placement_client import PlacementClient
 from stoker.gateway.router import Router
 from stoker.gateway.settings import MIB, Settings
 from stoker.gateway.ssrf import Guard
+from stoker.gateway.tokens import Tokens
 from stoker.gateway.upstream import Upstream
 from stoker.placement.bundles import Bundles
 from stoker.placement.errors import DeadlineExceeded, StokerError
@@ -42,7 +46,11 @@ from stoker.placement.view import View
 from stoker.placement.why import WhyAnswer
 
 CONTROL_THREADS = 8
+# What is answered outside Flask, by how its path begins or by the path itself.
+PREFIXES = ("/function/", "/async-function/", "/system/async", "/v1/", "/openai/v1/")
+PATHS = ("/healthz", "/system/logs")
 T = TypeVar("T")
+Route = Callable[[Request, Reply], Awaitable[None]]
 
 _log = structlog.get_logger()
 
@@ -51,10 +59,11 @@ class Gateway:
     """To be made inside the worker's event loop; owns its store session and connections."""
 
     def __init__(self, settings: Settings, store: Store, view: View, bundles: Bundles) -> None:
-        token, credentials = settings.cluster_token(), Credentials(settings.password())
+        token = settings.cluster_token()
+        credentials = Credentials(settings.password(), lambda: view.snapshot().tokens)
         gateway_id = f"gateway-{uuid.uuid4().hex[:12]}"
         self._loop = asyncio.get_running_loop()
-        self._store, self._view = store, view
+        self._store, self._view, self._credentials = store, view, credentials
         self._session = open_session()
         self._agents = AgentClient(self._session, token)
         self._store_state = StoreState.CONNECTED
@@ -77,6 +86,8 @@ class Gateway:
             credentials,
             token,
             settings.body_bytes_maximum,
+            settings.function_token_wanted,
+            Limiter(settings.queue_seconds),
         )
         self._openai = OpenAi(
             view.snapshot, self._invoker, credentials, settings.body_bytes_maximum
@@ -93,6 +104,7 @@ class Gateway:
             metrics.registry,
             settings.body_bytes_maximum,
         )
+        self._routes = self._route_table()
         self._control = WSGIMiddleware(
             create_app(
                 ControlPlane(
@@ -106,6 +118,8 @@ class Gateway:
                     view,
                     self._why,
                     self._measure,
+                    Tokens(store, lambda: view.snapshot().tokens, view.apply),
+                    AuditLog(settings.audit_file),
                 )
             ),
             workers=CONTROL_THREADS,
@@ -128,20 +142,8 @@ class Gateway:
     async def serve(self, scope: MutableMapping[str, Any], receive: Any, send: Send) -> None:
         """Answer one HTTP request."""
         request, reply = Request(scope, receive, self._budget), Reply(send)
-        path = request.path
         try:
-            if path.startswith("/function/"):
-                await self._invoker.function_route(request, reply)
-            elif self._jobs.routes.serves(path):
-                await self._jobs.routes.route(request, reply)
-            elif path.startswith(("/v1/", "/openai/v1/")):
-                await self._openai.route(request, reply)
-            elif path == "/healthz":
-                await reply.whole(200, [(b"content-type", b"text/plain")], b"OK")
-            elif path == "/system/logs" and request.method == "GET":
-                await self._logs.route(request, reply)
-            else:
-                await self._control_route(request, send)
+            await self._route(request, reply, send)
         except ClientGone:
             return
         except StokerError as error:
@@ -152,8 +154,34 @@ class Gateway:
         if reply.finished:
             await request.discard()
 
+    def _route_table(self) -> tuple[tuple[str, Route], ...]:
+        """Who answers below each of PREFIXES."""
+        jobs, openai = self._jobs.routes.route, self._openai.route
+        routes = (self._invoker.function_route, jobs, jobs, openai, openai)
+        return tuple(zip(PREFIXES, routes, strict=True))
+
+    async def _route(self, request: Request, reply: Reply, send: Send) -> None:
+        path = request.path
+        for prefix, route in self._routes:
+            if path.startswith(prefix):
+                await route(request, reply)
+                return
+        if path == "/healthz":
+            await reply.whole(200, [(b"content-type", b"text/plain")], b"OK")
+        elif path == "/system/logs" and request.method == "GET":
+            await self._logs.route(request, reply)
+        else:
+            await self._control_route(request, send)
+
     async def _control_route(self, request: Request, send: Send) -> None:
-        """Hand the whole request to Flask: its threads never wait for a slow client."""
+        """Hand the whole request to Flask: its threads never wait for a slow client.
+
+        Nothing is read of who is not known, but the build whose signature covers its body.
+        """
+        signed = request.path == "/build" and request.header(b"x-build-signature")
+        known = self._credentials.caller(request.header(b"authorization"))
+        if known is None and not signed and not is_open(request.method, request.path):
+            raise unauthorized()
         body = await request.read(BUILD_BYTES_MAXIMUM if request.path == "/build" else MIB)
         kept = [h for h in request.headers if h[0] not in (b"content-length", b"transfer-encoding")]
         length = (b"content-length", str(len(body)).encode())

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import orjson
 import structlog
 
+from stoker.gateway.access import check_invoke
 from stoker.gateway.auth import Credentials
 from stoker.gateway.exchange import ClientGone, Headers, Reply, Request, error_answer
 from stoker.gateway.headers import (
@@ -27,6 +29,7 @@ from stoker.gateway.headers import (
     dispatch_headers,
     instance_headers,
 )
+from stoker.gateway.limits import Limiter, Subject, subjects
 from stoker.gateway.metrics import Metrics
 from stoker.gateway.router import LOST_SECONDS, Router, Slot
 from stoker.gateway.sse import EventRelay, error_event
@@ -39,6 +42,7 @@ from stoker.placement.errors import (
 )
 from stoker.placement.names import DEFAULT_NAMESPACE
 from stoker.placement.records import FunctionRecord
+from stoker.placement.token_record import TokenRecord
 from stoker.placement.view import Snapshot
 
 TRIES_MAXIMUM = 3
@@ -55,9 +59,13 @@ _log = structlog.get_logger()
 
 
 class Surface(Protocol):
-    """How the errors of one family of routes look; `headers` go on every response of it."""
+    """How the errors of one family of routes look; `headers` go on every response of it.
+
+    With `token_wanted` nobody gets further who may not invoke the function.
+    """
 
     headers: Headers
+    token_wanted: bool
 
     def error(self, error: StokerError) -> tuple[int, Headers, bytes]:
         """Status, headers and body of a platform error."""
@@ -71,6 +79,8 @@ class Surface(Protocol):
 
 class FunctionSurface:
     """/function/*: a sentence, or the error's wire form for who accepts JSON."""
+
+    token_wanted = False
 
     def __init__(self, request: Request) -> None:
         self.headers: Headers = []
@@ -88,7 +98,7 @@ class FunctionSurface:
 
 @dataclass(slots=True)
 class Call:
-    """One invocation under way."""
+    """One invocation under way; `admitted` if it was checked before who calls."""
 
     request: Request
     reply: Reply
@@ -97,6 +107,8 @@ class Call:
     start_nanoseconds: int = field(default_factory=time.time_ns)
     arrived_at: float = field(default_factory=time.monotonic)
     function: FunctionRecord | None = None
+    caller: TokenRecord | None = None
+    admitted: bool = False
     queue_seconds: float = 0.0
     place_seconds: float = 0.0
     code: int = 0
@@ -130,6 +142,8 @@ class Invoker:
         credentials: Credentials,
         cluster_token: str,
         body_bytes_maximum: int,
+        token_wanted: bool,
+        limiter: Limiter,
     ) -> None:
         self._snapshot = snapshot
         self._router = router
@@ -138,6 +152,8 @@ class Invoker:
         self._credentials = credentials
         self._cluster_token = cluster_token
         self._body_bytes_maximum = body_bytes_maximum
+        self._token_wanted = token_wanted
+        self._limiter = limiter
 
     async def function_route(self, request: Request, reply: Reply) -> None:
         """Answer /function/<name>[.<namespace>][/path]."""
@@ -154,10 +170,18 @@ class Invoker:
         try:
             call.function = self.find(name)
             self._metrics.begin(call.function.key)
+            if not call.admitted:
+                wanted = call.surface.token_wanted
+                call.caller = self.admit(call.request, call.function, token_wanted=wanted)
             if not call.request.body:
                 await call.request.read(self._body_bytes_maximum)
+            limited = subjects(call.function, call.caller)
             async with call.request.while_connected():
-                await self._forward(call, call.function, path)
+                if limited:
+                    async with self._admitted(call, limited):
+                        await self._forward(call, call.function, path)
+                else:
+                    await self._forward(call, call.function, path)
         except ClientGone:
             call.code = CLIENT_GONE_CODE
         except StokerError as error:
@@ -166,6 +190,25 @@ class Invoker:
             if call.function is not None:
                 seconds = time.monotonic() - call.arrived_at
                 self._metrics.end(call.function.key, call.code or call.reply.status, seconds)
+
+    @asynccontextmanager
+    async def _admitted(self, call: Call, limited: Sequence[Subject]) -> AsyncIterator[None]:
+        """Hold a place in every limit that counts for the call."""
+        began_at = time.monotonic()
+        async with AsyncExitStack() as places:
+            for subject in limited:
+                await places.enter_async_context(self._limiter.admitted(subject))
+            call.queue_seconds += time.monotonic() - began_at
+            yield
+
+    def admit(
+        self, request: Request, function: FunctionRecord, *, token_wanted: bool
+    ) -> TokenRecord | None:
+        """Who calls, None if nobody known; Unauthorized or Forbidden if he may not."""
+        authorization = request.header(b"authorization")
+        caller = self._credentials.caller(authorization) if authorization else None
+        check_invoke(caller, function, token_wanted=token_wanted or self._token_wanted)
+        return caller
 
     async def refuse(self, call: Call, error: StokerError) -> None:
         """Answer with a platform error."""
@@ -190,7 +233,7 @@ class Invoker:
             request,
             call.call_id,
             call.start_nanoseconds,
-            self._credentials.either,
+            self._credentials.is_ours,
         )
         for attempt in range(TRIES_MAXIMUM):
             slot = await self._acquire(call, function, again=attempt > 0)

@@ -14,14 +14,10 @@ from urllib.parse import parse_qs
 import orjson
 import structlog
 
+from stoker.gateway.access import check_control, unauthorized
 from stoker.gateway.auth import Credentials
 from stoker.gateway.exchange import ClientGone, Headers, Reply, Request, error_answer
-from stoker.placement.errors import (
-    BadRequest,
-    FunctionNotFound,
-    StokerError,
-    Unauthorized,
-)
+from stoker.placement.errors import BadRequest, FunctionNotFound, StokerError
 from stoker.placement.names import DEFAULT_NAMESPACE
 from stoker.placement.records import NodeRecord
 from stoker.placement.view import Snapshot
@@ -41,10 +37,6 @@ class LogReader(Protocol):
         """The lines of one node as they come."""
 
 
-def unauthorized() -> Unauthorized:
-    return Unauthorized("invalid credentials")
-
-
 class SystemLogs:
     def __init__(
         self, snapshot: Callable[[], Snapshot], agents: LogReader, credentials: Credentials
@@ -55,8 +47,10 @@ class SystemLogs:
 
     async def route(self, request: Request, reply: Reply) -> None:
         try:
-            if not self._credentials.basic(request.header(b"authorization")):
+            caller = self._credentials.caller(request.header(b"authorization"))
+            if caller is None:
                 raise unauthorized()
+            check_control(caller, request.method, request.path, parse_qs(request.query), b"")
             parameters, follow = self._parameters(request.query)
             await request.read(0)
             async with request.while_connected():
@@ -67,9 +61,6 @@ class SystemLogs:
             status, headers, body = error_answer(error, request.header(b"accept"))
             if isinstance(error, BadRequest):
                 status = BAD_QUERY_STATUS
-            if isinstance(error, Unauthorized):
-                headers.append((b"www-authenticate", b'Basic realm="Restricted"'))
-                body = b"invalid credentials"
             await reply.whole(status, headers, body)
 
     async def _answer(self, reply: Reply, parameters: dict[str, str], follow: bool) -> None:

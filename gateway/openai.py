@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from stoker.gateway.access import check_invoke
 from stoker.gateway.auth import Credentials
 from stoker.gateway.exchange import (
     COMPONENT,
@@ -30,6 +31,7 @@ from stoker.placement.errors import (
 )
 from stoker.placement.names import DEFAULT_NAMESPACE
 from stoker.placement.records import FunctionRecord
+from stoker.placement.token_record import TokenRecord
 from stoker.placement.view import Snapshot
 
 # Which tasks a route serves.
@@ -44,6 +46,8 @@ _INLINE_BYTES_MAXIMUM = 256 * 1024
 
 
 class OpenAiSurface:
+    token_wanted = True
+
     def __init__(self, call_id: str) -> None:
         self.headers: Headers = [(b"x-request-id", call_id.encode())]
 
@@ -99,10 +103,12 @@ class OpenAi:
         call_id = call_id_of(request)
         call = Call(request, reply, OpenAiSurface(call_id), call_id)
         try:
-            if not self._credentials.either(request.header(b"authorization")):
+            call.caller = self._credentials.caller(request.header(b"authorization"))
+            if call.caller is None:
                 raise Unauthorized(
-                    "Expected the password of Stoker as a bearer token, found another or none.",
-                    "Give the content of auth/password as the API key.",
+                    "Expected a token of Stoker or its password as a bearer token, found another "
+                    "or none.",
+                    "Give a token or the content of auth/password as the API key.",
                 )
             path = request.path.removeprefix("/openai")
             if path in _TASKS:
@@ -135,15 +141,22 @@ class OpenAi:
         _check_method(call.request, "GET", "HEAD")
         functions = self._snapshot().functions.values()
         if path == "/v1/models":
-            models = [_model(f) for f in functions if f.task != "custom"]
+            caller = call.caller
+            models = [_model(f) for f in functions if f.task != "custom" and _covers(caller, f)]
             models.sort(key=lambda model: model["id"])
             answer: dict[str, Any] = {"object": "list", "data": models}
         elif path.startswith("/v1/models/"):
-            answer = _model(self._invoker.find(path.removeprefix("/v1/models/")))
+            found = self._invoker.find(path.removeprefix("/v1/models/"))
+            check_invoke(call.caller, found, token_wanted=True)
+            answer = _model(found)
         else:
             raise NotFound(f"Expected one of {', '.join(_TASKS)} or /v1/models, found {path:.80}.")
         headers = [(b"content-type", b"application/json"), *call.headers()]
         await call.reply.whole(200, headers, orjson.dumps(answer))
+
+
+def _covers(caller: TokenRecord | None, function: FunctionRecord) -> bool:
+    return caller is not None and caller.covers(function.namespace, function.name)
 
 
 def _check_method(request: Request, *allowed: str) -> None:

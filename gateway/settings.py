@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stoker.gateway.access import TOKEN_WANTED
 from stoker.gateway.ssrf import PrivateDestinations
 from stoker.placement.environment import (
     bind_address,
     bundles_url,
+    choice,
     cluster_token_file,
+    descriptor,
     log_level,
     state_dir,
     store_url,
@@ -29,7 +32,8 @@ class Settings:
 
     `response_head_seconds` counts from the dispatch to an instance, `queue_seconds` from the
     arrival to the dispatch. `jobs_maximum` are those that wait or run; callbacks reach only what is
-    public and `private_destinations`.
+    public and `private_destinations`. With `function_token_wanted` every function wants a token. A
+    `listening_descriptor` is a socket that somebody else bound to `bind`.
     """
 
     store_url: str
@@ -43,6 +47,8 @@ class Settings:
     jobs_maximum: int = 10_000
     private_destinations: PrivateDestinations = field(default_factory=PrivateDestinations)
     bundles_url: str | None = None
+    function_token_wanted: bool = False
+    listening_descriptor: int | None = None
 
     @property
     def password_file(self) -> Path:
@@ -51,6 +57,10 @@ class Settings:
     @property
     def jobs_folder(self) -> Path:
         return self.state_dir / "jobs"
+
+    @property
+    def audit_file(self) -> Path:
+        return self.state_dir / "audit" / "gateway.jsonl"
 
     @property
     def buffered_bytes_maximum(self) -> int:
@@ -77,6 +87,11 @@ class Settings:
                 environment.get("STOKER_PRIVATE_DESTINATIONS") or ""
             ),
             bundles_url=bundles_url(environment),
+            listening_descriptor=descriptor(environment, "STOKER_GATEWAY_DESCRIPTOR"),
+            function_token_wanted=choice(
+                environment, "STOKER_FUNCTION_AUTH", ("none", TOKEN_WANTED)
+            )
+            == TOKEN_WANTED,
         )
 
     def prepare_secrets(self) -> None:

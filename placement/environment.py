@@ -96,12 +96,17 @@ def seconds(environment: Mapping[str, str], name: str, default: float) -> float:
     return number
 
 
+def choice(environment: Mapping[str, str], name: str, known: tuple[str, ...]) -> str:
+    """One of the `known` words, of which the first is the default."""
+    text = environment.get(name) or known[0]
+    if text not in known:
+        _refuse(name, " or ".join(known), text)
+    return text
+
+
 def enabled(environment: Mapping[str, str], name: str) -> bool:
     """`on`, which is the default, or `off`."""
-    text = environment.get(name) or "on"
-    if text not in ("on", "off"):
-        _refuse(name, "on or off", text)
-    return text == "on"
+    return choice(environment, name, ("on", "off")) == "on"
 
 
 def descriptor(environment: Mapping[str, str], name: str) -> int | None:

@@ -8,12 +8,15 @@ StokerError                  500  internal
 │   ├── DestinationForbidden 400  destination_forbidden
 │   └── PayloadTooLarge      413  payload_too_large
 ├── Unauthorized             401  unauthorized
+├── Forbidden                403  forbidden
+├── RequestTimeout           408  request_timeout
 ├── NotFound                 404  not_found
 │   └── FunctionNotFound     404  function_not_found
 ├── Conflict                 409  conflict
 │   ├── VersionConflict      409  version_conflict
 │   └── Fenced               409  fenced
 ├── QueueFull                429  queue_full
+├── RateLimited              429  rate_limited
 ├── CheckpointError          400  checkpoint_invalid
 │   ├── CheckpointMissing    400  checkpoint_missing
 │   ├── CheckpointForbidden  403  checkpoint_forbidden
@@ -118,6 +121,14 @@ class Unauthorized(StokerError):
     status, code = 401, "unauthorized"
 
 
+class Forbidden(StokerError):
+    status, code = 403, "forbidden"
+
+
+class RequestTimeout(StokerError):
+    status, code = 408, "request_timeout"
+
+
 class NotFound(StokerError):
     status, code = 404, "not_found"
 
@@ -140,6 +151,10 @@ class Fenced(Conflict):
 
 class QueueFull(StokerError):
     status, code = 429, "queue_full"
+
+
+class RateLimited(StokerError):
+    status, code = 429, "rate_limited"
 
 
 class CheckpointError(StokerError):

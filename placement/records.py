@@ -4,6 +4,7 @@ Where a record lies in the store (`{}` is filled by the record's own fields):
 
     /functions/{namespace}/{name}          FunctionRecord   written by the gateway
     /code/{digest}                         tar.gz bytes     written by the gateway
+    /tokens/{token_id}                     TokenRecord      written by the gateway
     /images/{sha256 of the image name}     ImageRecord      written by the gateway
     /nodes/{node_id}                       NodeRecord       ephemeral, by the agent
     /residents/{node_id}/{digest}          ResidentRecord   ephemeral, by the agent

@@ -25,6 +25,7 @@ from stoker.placement.records import (
     Task,
     encode,
 )
+from stoker.placement.request_limits import limits_of
 from stoker.placement.resources import parse_limits
 from stoker.placement.spec_devices import devices_of
 from stoker.placement.spec_fields import (
@@ -50,10 +51,15 @@ SUPPORTED_KEYS = (
     "priority",
     "slo-ttft-ms",
     "devices",
+    "auth",
+    "requests-per-second",
+    "concurrency-limit",
+    "queue-limit",
 )
 LATER_KEYS = ("slo-tpot-ms", "host-pin", "trigger-s3")
 ENGINES = ("transformers",)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+AUTHS = ("token",)
 
 CONTEXT_TOKENS_MAXIMUM = 10_000_000
 PRIORITY_MAXIMUM = 1000
@@ -103,6 +109,8 @@ def parse_deployment(
     model_uri = checkpoint_uri(PREFIX + "model", annotations.get(PREFIX + "model"))
     task = _task(annotations, model_uri)
     _check_handler(annotations, env_process, task, model_uri)
+    _choice(annotations, "auth", AUTHS, "token")
+    limits_of(annotations)
     environment = texts_field(body, "envVars") or {}
     for name in environment:
         if not _ENVIRONMENT_NAME.fullmatch(name):

@@ -31,6 +31,7 @@ from stoker.placement.records import (
     decode,
 )
 from stoker.placement.store import Change, Entry
+from stoker.placement.token_record import TokenRecord
 
 LEADER_PATH = "/placement/leader"
 # How long one's own write outranks what the watch says of the same path.
@@ -47,6 +48,7 @@ _TABLES: Mapping[str, tuple[type, Callable[[Any], Any]]] = {
     "/nodes": (NodeRecord, lambda r: r.node_id),
     "/functions": (FunctionRecord, lambda r: r.key),
     "/images": (ImageRecord, lambda r: r.image),
+    "/tokens": (TokenRecord, lambda r: r.token_id),
     "/placement": (LeaderRecord, lambda _: "leader"),
 }
 
@@ -78,6 +80,7 @@ class Snapshot:
     images: Mapping[str, ImageRecord] = field(default_factory=dict)
     failures: Mapping[str, FailureRecord] = field(default_factory=dict)
     prefetches: Mapping[str, Prefetch] = field(default_factory=dict)
+    tokens: Mapping[str, TokenRecord] = field(default_factory=dict)
     leader: LeaderRecord | None = None
     function_versions: Mapping[str, int] = field(default_factory=dict)
     instance_index: Mapping[str, tuple[InstanceRecord, ...]] | None = field(
@@ -314,6 +317,7 @@ class View:
             images=self._table("/images", last.images),
             failures=self._table("/failures", last.failures),
             prefetches=self._table("/prefetches", last.prefetches),
+            tokens=self._table("/tokens", last.tokens),
             leader=self._tables["/placement"].get("leader"),
             function_versions=MappingProxyType(dict(self._versions))
             if "/functions" in stale

@@ -109,7 +109,8 @@ class Invocations:
         """The platform's own error, or None if the function answered."""
         job, surface = work.job, _Surface()
         request = _request(work)
-        call = Call(request, Reply(kept.send), surface, job.id)
+        # Who asked for it was checked when it was accepted.
+        call = Call(request, Reply(kept.send), surface, job.id, admitted=True)
         try:
             async with asyncio.timeout(RUN_SECONDS_MAXIMUM):
                 await self._invoker.answer(call, job.head["name"], job.head["path"])
@@ -174,6 +175,7 @@ class _Surface:
     """Errors of the platform, kept as they are."""
 
     headers: Headers = []
+    token_wanted = False
 
     def __init__(self) -> None:
         self.failure: StokerError | None = None

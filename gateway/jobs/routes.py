@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, unquote
 import orjson
 import structlog
 
+from stoker.gateway.access import check_control, scope_in_words, unauthorized
 from stoker.gateway.auth import Credentials
 from stoker.gateway.exchange import ClientGone, Headers, Reply, Request, error_answer
 from stoker.gateway.headers import call_id_of
@@ -33,11 +34,12 @@ from stoker.gateway.ssrf import Guard
 from stoker.placement.errors import (
     BadRequest,
     Conflict,
+    Forbidden,
     NotFound,
     StokerError,
-    Unauthorized,
 )
 from stoker.placement.names import DEFAULT_NAMESPACE
+from stoker.placement.token_record import TokenRecord
 
 LISTED_DEFAULT = 100
 LISTED_MAXIMUM = 1000
@@ -65,10 +67,6 @@ class AsyncRoutes:
         self._metrics = metrics
         self._body_bytes_maximum = body_bytes_maximum
 
-    @staticmethod
-    def serves(path: str) -> bool:
-        return path.startswith(("/async-function/", "/system/async/")) or path == "/system/async"
-
     async def route(self, request: Request, reply: Reply) -> None:
         """Answer one request to one of our paths."""
         try:
@@ -80,9 +78,6 @@ class AsyncRoutes:
             return
         except StokerError as error:
             status, headers, body = error_answer(error, request.header(b"accept"))
-            if isinstance(error, Unauthorized):
-                headers.append((b"www-authenticate", b'Basic realm="Restricted"'))
-                body = b"invalid credentials"
             await reply.whole(status, headers, body)
 
     async def _function_route(self, request: Request, reply: Reply) -> None:
@@ -92,8 +87,8 @@ class AsyncRoutes:
         if request.method not in ("GET", "HEAD", "DELETE"):
             await reply.whole(405, [(b"allow", b"POST, GET, HEAD, DELETE")], b"")
             return
-        self._authorize(request)
         call_id = _call_id(request.path.removeprefix("/async-function/"))
+        await self._check_caller(request, call_id)
         if request.method == "DELETE":
             await self._store.run(lambda queue: queue.cancel(INVOKE_QUEUE, call_id, time.time()))
             _log.info("job_cancelled", job=call_id)
@@ -111,6 +106,7 @@ class AsyncRoutes:
             matched = _FUNCTION.fullmatch(request.path)
             name, path = (matched[1], matched[2] or "/") if matched else ("", "/")
             function = self._invoker.find(name)
+            self._invoker.admit(request, function, token_wanted=False)
             callback_url = request.header(b"x-callback-url").strip()
             if callback_url:
                 self._guard.check(callback_url)
@@ -124,7 +120,7 @@ class AsyncRoutes:
                         name,
                         path,
                         callback_url,
-                        self._credentials.either,
+                        self._credentials.is_ours,
                     ),
                     time.time(),
                 )
@@ -154,7 +150,7 @@ class AsyncRoutes:
         await reply.whole(200, headers, result)
 
     async def _system_route(self, request: Request, reply: Reply) -> None:
-        self._authorize(request)
+        check_control(self._caller(request), request.method, request.path, {}, b"")
         matched = _SYSTEM.fullmatch(request.path)
         if matched is None:
             raise NotFound(f"{request.method} {request.path:.80}: no such route.")
@@ -200,9 +196,22 @@ class AsyncRoutes:
         body = await asyncio.to_thread(orjson.dumps, [_wire(job) for job in found])
         await reply.whole(200, [_JSON], body)
 
-    def _authorize(self, request: Request) -> None:
-        if not self._credentials.either(request.header(b"authorization")):
-            raise Unauthorized("invalid credentials")
+    def _caller(self, request: Request) -> TokenRecord:
+        caller = self._credentials.caller(request.header(b"authorization"))
+        if caller is None:
+            raise unauthorized()
+        return caller
+
+    async def _check_caller(self, request: Request, call_id: str) -> None:
+        """Forbidden for who may not invoke the function of the job; NotFound if there is none."""
+        caller = self._caller(request)
+        found = await self._store.run(lambda queue: queue.status(INVOKE_QUEUE, call_id))
+        name, _, namespace = found.key.rpartition(".")
+        if not caller.covers(namespace, name):
+            raise Forbidden(
+                f"Expected a token for {found.key}, found one for {scope_in_words(caller)}.",
+                "Use another token.",
+            )
 
 
 def _wire(job: JobStatus) -> dict[str, Any]:

@@ -29,8 +29,8 @@ class Answer:
         return {name: float(duration) for name, duration in parts}
 
 
-def basic(password: str) -> dict[str, str]:
-    return {"Authorization": "Basic " + base64.b64encode(f"admin:{password}".encode()).decode()}
+def basic(password: str, user: str = "admin") -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
 
 
 def bearer(password: str) -> dict[str, str]:
