@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 BENCH_INSTALLED := $(VENV)/.bench-installed
 
-.PHONY: test lint unit chaos-checkpoint chaos-cycles chaos-jobs chaos-cluster demo bench-jobs bench-loader bench-coldstart bench-gateway bench-keepalive bench-placement native-sanitize native-fuzz format clean
+.PHONY: test lint unit chaos-checkpoint chaos-cycles chaos-jobs chaos-cluster chaos-gateway demo bench-jobs bench-loader bench-coldstart bench-gateway bench-keepalive bench-placement native-sanitize native-fuzz format clean
 
 test: lint unit
 
@@ -41,6 +41,7 @@ unit: $(INSTALLED)
 chaos-checkpoint: $(INSTALLED)
 	$(BIN)/pytest tests/chaos --ignore tests/chaos/test_cycles.py \
 		--ignore tests/chaos/test_jobs.py \
+		--ignore tests/chaos/test_gateway_restart.py \
 		--ignore tests/chaos/test_cluster.py --full -rP
 
 # 1,000 starts and stops of real workers; about 7 minutes.
@@ -50,6 +51,10 @@ chaos-cycles: $(INSTALLED)
 # 1,000 jobs, and 10 kills of their gateway.
 chaos-jobs: $(INSTALLED)
 	$(BIN)/pytest tests/chaos/test_jobs.py --full -rP
+
+# A minute at 200 requests per second over a gateway that is replaced again and again.
+chaos-gateway: $(INSTALLED)
+	$(BIN)/pytest tests/chaos/test_gateway_restart.py --full -rP
 
 # Kills, stops, cuts and lies about time on a cluster with a real ensemble; about 30 minutes.
 chaos-cluster: $(INSTALLED)

@@ -29,6 +29,7 @@ from stoker.placement.state_lock import lock_state
 
 READY_SECONDS = 60.0
 LOOK_SECONDS = 0.1
+BACKLOG = 2048
 _FOLDERS = ("auth", "sessions", "ssd", "code", "logs", "run")
 # In the order in which they stop: no new request, then no new decision, then the instances.
 _PROCESSES = (
@@ -67,20 +68,27 @@ def up(
 def run(settings: UpSettings, tell: Callable[[str], None]) -> None:
     """Everything `up` does, until a stop signal; StokerError when it cannot."""
     prepare_state(settings.state)
-    with lock_state(settings.state, "up"), pool_memory() as memory:
-        check_port_free(settings.port)
+    with (
+        lock_state(settings.state, "up"),
+        pool_memory() as memory,
+        gateway_socket(settings.port) as listening,
+    ):
         password_path = settings.state / "auth" / "password"
         password = read_or_create_secret(password_path)
         read_or_create_secret(settings.state / "auth" / "cluster-token")
         environment = settings.environment(dict(os.environ))
-        agent_environment = environment | {"STOKER_POOL_DESCRIPTOR": str(memory)}
+        inherited = {
+            "agent": {"STOKER_POOL_DESCRIPTOR": memory},
+            "gateway": {"STOKER_GATEWAY_DESCRIPTOR": listening},
+            "placement": {},
+        }
         specs = [
             ChildSpec(
                 name=name,
                 argv=python_module(module),
-                environment=agent_environment if name == "agent" else environment,
+                environment=environment | {k: str(v) for k, v in inherited[name].items()},
                 log_path=settings.state / "logs" / f"{name}.log",
-                descriptors=(memory,) if name == "agent" else (),
+                descriptors=tuple(inherited[name].values()),
             )
             for name, module in _PROCESSES
         ]
@@ -121,17 +129,23 @@ def pool_memory() -> Iterator[int]:
         os.close(descriptor)
 
 
-def check_port_free(port: int) -> None:
-    """Conflict when something listens on the gateway's port already."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+@contextlib.contextmanager
+def gateway_socket(port: int) -> Iterator[int]:
+    """The gateway's socket, which outlives each gateway: while one is replaced, clients wait.
+
+    Conflict when something listens there already.
+    """
+    with socket.socket() as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            bound.bind(("127.0.0.1", port))
+            bound.listen(BACKLOG)
         except OSError as error:
             raise Conflict(
                 f"Expected port {port} of 127.0.0.1 to be free, found: {error.strerror}.",
                 "Name another with --port.",
             ) from error
+        yield bound.fileno()
 
 
 def remove_sockets(folder: Path) -> None:

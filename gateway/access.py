@@ -47,7 +47,7 @@ class Stated:
 
 def is_open(method: str, path: str) -> bool:
     """Whether the gateway asks nobody who he is."""
-    below = any(path.startswith(p) and method in (m or method,) for p, m in OPEN_PREFIXES)
+    below = any(path.startswith(p) and m in ("", method) for p, m in OPEN_PREFIXES)
     return below or path in OPEN_PATHS
 
 

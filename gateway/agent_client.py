@@ -51,9 +51,10 @@ class AgentClient:
                 data=encode(asked),
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(total=RESOLVE_SECONDS, connect=CONNECT_SECONDS),
+                allow_redirects=False,
             ) as response:
                 body = await response.read()
-                if response.status >= 400:
+                if response.status >= 300:
                     raise wire_error(response.status, body, f"node {node.node_id}")
                 return body
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -69,8 +70,9 @@ class AgentClient:
                 params=parameters,
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+                allow_redirects=False,
             ) as response:
-                if response.status >= 400:
+                if response.status >= 300:
                     body = await response.read()
                     raise wire_error(response.status, body, f"node {node.node_id}")
                 async for line in response.content:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import resource
@@ -12,7 +11,9 @@ from typing import Any
 import structlog
 from gunicorn.app.base import BaseApplication
 
+from stoker.gateway.client_connection import connections_maximum
 from stoker.gateway.settings import Settings
+from stoker.gateway.worker import GatewayWorker
 from stoker.placement.errors import StokerError
 
 DRAIN_SECONDS = 30
@@ -26,11 +27,12 @@ class GatewayServer(BaseApplication):  # type: ignore[misc]
         super().__init__()
 
     def load_config(self) -> None:
+        given = self._settings.listening_descriptor
         options: dict[str, Any] = {
-            "bind": [self._settings.bind],
+            "bind": [self._settings.bind if given is None else f"fd://{given}"],
             # Slots and queues are counted in one process; more gateways are more machines.
             "workers": 1,
-            "worker_class": "asgi",
+            "worker_class": GatewayWorker,
             "asgi_lifespan": "on",
             "asgi_disconnect_grace_period": 5,
             "control_socket_disable": True,
@@ -41,7 +43,8 @@ class GatewayServer(BaseApplication):  # type: ignore[misc]
             "proc_name": "stoker-gateway",
             "loglevel": self._settings.log_level,
             "errorlog": "-",
-            "post_worker_init": _accept_bursts,
+            "limit_request_line": 8190,
+            "worker_connections": connections_maximum(),
         }
         for name, value in options.items():
             self.cfg.set(name, value)
@@ -50,15 +53,6 @@ class GatewayServer(BaseApplication):  # type: ignore[misc]
         from stoker.gateway.asgi import application
 
         return application
-
-
-def _accept_bursts(worker: Any) -> None:
-    """Keep gunicorn's own backlog: its ASGI worker listens anew with asyncio's 100.
-
-    Over that the kernel drops connections, and a dropped one costs its client a whole second.
-    """
-    loop = worker.loop
-    loop.create_server = functools.partial(loop.create_server, backlog=worker.cfg.backlog)
 
 
 def main() -> None:

@@ -131,9 +131,10 @@ class PlacementClient:
                 data=body,
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(total=CALL_SECONDS),
+                allow_redirects=False,
             ) as response:
                 answer = await response.read()
-                if response.status >= 400:
+                if response.status >= 300:
                     raise wire_error(response.status, answer, f"placement at {address}")
                 return answer
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

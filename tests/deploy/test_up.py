@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stoker.deploy.up import check_port_free, prepare_state, remove_sockets
+from stoker.deploy.up import gateway_socket, prepare_state, remove_sockets
 from stoker.deploy.up_settings import UpSettings, default_store_url, parse_size_bytes
 from stoker.placement.errors import BadRequest, Conflict, StorageFull
 from stoker.placement.state_lock import lock_state
@@ -77,9 +77,10 @@ def test_a_live_state_refuses_a_second_process_and_names_the_first(tmp_path: Pat
 def test_a_port_in_use_is_refused_before_anything_starts() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        with pytest.raises(Conflict, match=f"Expected port {port}"):
-            check_port_free(port)
-    check_port_free(port)
+        with pytest.raises(Conflict, match=f"Expected port {port}"), gateway_socket(port):
+            pass
+    with gateway_socket(port), socket.create_connection(("127.0.0.1", port)):
+        pass
 
 
 def test_only_sockets_are_removed(tmp_path: Path) -> None:

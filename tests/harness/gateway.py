@@ -56,21 +56,21 @@ class Loop:
     """An event loop in a thread."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
         self.closers: list[Callable[[], Coroutine[Any, Any, None]]] = []
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(20)
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(20)
 
     def close(self) -> None:
         for closer in self.closers:
             self.run(closer())
         self.run(_cancel_others())
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(5)
-        self._loop.close()
+        self.loop.close()
 
 
 async def _cancel_others() -> None:
@@ -119,6 +119,7 @@ class Bench:
     place: Place = field(default_factory=Place)
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    descriptors: tuple[int, ...] = ()
 
     def start(self) -> Bench:
         self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -147,6 +148,7 @@ class Bench:
                 env=variables,
                 stdout=log,
                 stderr=log,
+                pass_fds=self.descriptors,
                 start_new_session=True,
             )
 
