@@ -8,8 +8,8 @@ import pytest
 from aiohttp import web
 
 from stoker.gateway.agent_client import AgentClient
+from stoker.gateway.internal import open_session
 from stoker.gateway.placement_client import PlacementClient
-from stoker.gateway.upstream import open_session
 from stoker.placement.errors import StokerError
 from stoker.placement.records import EvictRequest, LeaderRecord, NodeRecord, ResolveRequest
 
