@@ -15,6 +15,7 @@ from stoker.runtime.engine.model_task import model_task
 from stoker.runtime.handlers import functions_framework, knative
 from stoker.runtime.handlers.code import listing
 from stoker.runtime.handlers.context_model import ContextModel
+from stoker.runtime.handlers.events import EventHandler, as_prompt, as_sent
 from stoker.runtime.handlers.openfaas import Context, FunctionHandler, load_handle
 from stoker.runtime.handlers.process import ProcessHandler
 from stoker.runtime.template import Adapter, AdapterTemplate, ModelTemplate, template_key
@@ -81,7 +82,9 @@ def build(
         ahead = prepared.adapter or AdapterTemplate(start.adapter)
         adapter = Adapter(ahead, start.adapter.chunks, pool, Progress.open(adapter_progress[0]))
     handler, arrival = template.start(pool, checkpoint.chunks, progress, on_lost, adapter)
-    made = Ready(guarded(handler), time.monotonic())
+    source = f"/function/{start.function.key}"
+    answering = EventHandler(handler, as_prompt, source=source, only_events=True)
+    made = Ready(guarded(answering), time.monotonic())
     if start.function.task == "custom":
         name = start.function.name
         made = _coded(start, prepared, ContextModel(handler, name, chats=template.chats))
@@ -117,10 +120,12 @@ def import_code(start: WorkerStart) -> Code:
     concurrency = function.scaling.concurrency
     if kind == "knative":
         made = knative.load(code_dir)
-        return lambda *_: Ready(made, start=made.start, stop=made.stop)
+        handler = EventHandler(made, as_sent, only_events=True)
+        called = handler if made.takes_events else made
+        return lambda *_: Ready(called, start=made.start, stop=made.stop)
     if kind == "functions-framework":
-        handler = functions_framework.load(code_dir, concurrency)
-        return lambda *_: Ready(handler)
+        framed = functions_framework.load(code_dir, concurrency)
+        return lambda *_: Ready(framed)
     if kind == "process":
         if not function.env_process:
             raise StartFailed(
@@ -129,13 +134,13 @@ def import_code(start: WorkerStart) -> Code:
                 "Add one of these files, or set fprocess.",
             )
         program = function.env_process.split()
-        return lambda *_: Ready(ProcessHandler(program, code_dir, os.environ))
+        return lambda *_: Ready(EventHandler(ProcessHandler(program, code_dir, os.environ)))
     handle = load_handle(code_dir)
 
     def ready(instance_id: str, model: ContextModel | None) -> Ready:
         environment = dict(function.environment)
         context = Context(instance_id, function.name, function.namespace, environment, model)
-        made = FunctionHandler(handle, context, concurrency)
+        made = EventHandler(FunctionHandler(handle, context, concurrency))
         return Ready(made, start=None if model is None else model.attach)
 
     return ready

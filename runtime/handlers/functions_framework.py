@@ -15,10 +15,13 @@ from pathlib import Path
 from stoker.placement.errors import StartFailed
 from stoker.runtime.handlers.asgi import AsgiHandler
 from stoker.runtime.handlers.code import expecting, listing
+from stoker.runtime.handlers.events import EventHandler, as_binary, as_decoded
 from stoker.runtime.handlers.http import Handler
 from stoker.runtime.handlers.wsgi import WsgiHandler
 
 _DECORATORS = {"http", "cloud_event", "typed"}
+# Its SDK decodes no header. A function of HTTP gets what was sent, events too.
+_FORMS = {"cloudevent": as_decoded, "typed": as_binary}
 
 
 def load(code_dir: Path, concurrency: int) -> Handler:
@@ -35,7 +38,11 @@ def load(code_dir: Path, concurrency: int) -> Handler:
         framework = importlib.import_module("functions_framework")
         app = framework.create_app(target, str(source))
     # Flask, unless the function is one of functions_framework.aio.
-    return WsgiHandler(app, concurrency) if hasattr(app, "wsgi_app") else AsgiHandler(app)
+    wsgi = hasattr(app, "wsgi_app")
+    handler: Handler = WsgiHandler(app, concurrency) if wsgi else AsgiHandler(app)
+    # The framework says there what it found that the function takes.
+    form = _FORMS.get(os.environ.get("FUNCTION_SIGNATURE_TYPE", "http"))
+    return EventHandler(handler, form, only_events=True) if form else handler
 
 
 def _only_target(source: Path) -> str:

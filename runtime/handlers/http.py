@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
+from stoker.placement.cloud_event import CloudEvent
+
 Headers = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call with its whole body. Header names are lower-case; `query` has no `?`."""
+    """One call with its whole body. Header names are lower-case; `query` has no `?`.
+
+    `event` is set where the call is an event's.
+    """
 
     method: str
     path: str
     query: str
     headers: Headers
     body: bytes
+    event: CloudEvent | None = None
 
     def header(self, name: str, default: str = "") -> str:
         """The first header called `name` (lower-case)."""

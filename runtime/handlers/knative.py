@@ -29,9 +29,13 @@ _PLAIN_TEXT = (("content-type", "text/plain"),)
 
 
 class KnativeHandler:
-    """Serves one function; `start` before the first request, `stop` after the last."""
+    """Serves one function; `start` before the first request, `stop` after the last.
+
+    It `takes_events` and nothing else, or every request as it came.
+    """
 
     def __init__(self, function: Any, wraps: Callable[[Any], Any] | None = None) -> None:
+        self.takes_events = wraps is not None
         self._function = function
         handle = function.handle if wraps is None else wraps(function.handle)
         self._serve = AsgiHandler(handle)

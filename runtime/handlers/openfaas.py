@@ -20,6 +20,7 @@ from urllib.parse import parse_qs
 
 import orjson
 
+from stoker.placement.cloud_event import CloudEvent
 from stoker.placement.errors import StartFailed
 from stoker.placement.function_code import entry_file
 from stoker.runtime.handlers.calls import Steps, contained, thread_pool
@@ -44,13 +45,17 @@ class EventHeaders(dict[str, str]):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`query` has the first value of each name; `path` starts with a slash."""
+    """`query` has the first value of each name; `path` starts with a slash.
+
+    `cloud_event` is set if the call carries one: `body` is its data.
+    """
 
     body: bytes
     headers: EventHeaders
     method: str
     query: Mapping[str, str]
     path: str
+    cloud_event: CloudEvent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +169,7 @@ async def _pieces(body: Any, steps: Steps) -> AsyncGenerator[bytes, None]:
 def _event(request: Request) -> Event:
     query = {name: values[0] for name, values in parse_qs(request.query, True).items()}
     headers = EventHeaders(request.public_headers)
-    return Event(request.body, headers, request.method, query, request.path)
+    return Event(request.body, headers, request.method, query, request.path, request.event)
 
 
 def _parts(result: Any, dict_is_answer: bool) -> tuple[int, Headers, Any]:

@@ -246,3 +246,41 @@ def test_the_environment_names_function_revision_and_port(
     assert (found["K_SERVICE"], found["K_CONFIGURATION"]) == ("tried", "tried")
     assert found["K_REVISION"] == "tried-00003"
     assert (found["OPENFAAS_NAME"], found["OPENFAAS_NAMESPACE"]) == ("tried", "ns")
+
+
+def test_openfaas_and_classic_functions_get_events_in_every_mode(
+    zygote: ZygoteProcess, tmp_path: Path
+) -> None:
+    code = write_files(
+        tmp_path / "code",
+        {
+            "handler.py": "def handle(event, context):\n"
+            "    got = event.cloud_event\n"
+            "    if got is None: return 'no event'\n"
+            "    headers = {'ce-id': '1', 'ce-source': '/me', 'ce-type': 'done',\n"
+            "        'ce-specversion': '1.0', 'Content-Type': 'text/plain'}\n"
+            "    text = f\"{got.type} {got.attributes['subject']} {event.body}\"\n"
+            "    text += ' ' + event.headers['Ce-Subject']\n"
+            "    return {'headers': headers, 'body': text}\n"
+        },
+    )
+    subject = {"subject": "a b"}
+    structured = json.dumps(STRUCTURED | subject).encode()
+    kind, batch = "application/cloudevents+json", "application/cloudevents-batch+json"
+    with worker(zygote, FUNCTION, tmp_path / "work", code_dir=code) as running:
+        binary = running.call("/", b'{"n":1}', headers=EVENT_HEADERS | {"ce-subject": "a%20b"})
+        one = running.call("/", structured, headers={"Content-Type": kind})
+        two = running.call("/", b"[" + structured + b"]", headers={"Content-Type": batch})
+        plain = running.call("/", b"x")
+        refused = running.call("/", b"x", headers=EVENT_HEADERS | {"ce-subject": "%FF"})
+    classic = replace(FUNCTION, env_process="env")
+    empty = write_files(tmp_path / "classic", {"README": ""})
+    with worker(zygote, classic, tmp_path / "env", code_dir=empty) as running:
+        environment = running.call("/", structured, headers={"Content-Type": kind})[1].decode()
+
+    text = "order.made a b b'{\"n\":1}' a%20b"
+    assert [answer[1].decode() for answer in (binary, one)] == [text, text]
+    assert (binary[2]["ce-type"], two[0]) == ("done", 200)
+    assert [reply["data"] for reply in json.loads(two[1])] == [text]
+    assert (plain[1], refused[0]) == (b"no event", 400)
+    assert {"Http_Ce_Type=order.made", "Http_Ce_Subject=a%20b"} <= set(environment.splitlines())
