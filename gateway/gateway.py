@@ -25,6 +25,7 @@ from stoker.gateway.exchange import (
     error_answer,
 )
 from stoker.gateway.functions import Functions
+from stoker.gateway.hosts import Hosts
 from stoker.gateway.internal import open_session
 from stoker.gateway.invoke import Invoker
 from stoker.gateway.jobs.service import Jobs
@@ -92,6 +93,7 @@ class Gateway:
         self._openai = OpenAi(
             view.snapshot, self._invoker, credentials, settings.body_bytes_maximum
         )
+        self._hosts = Hosts(settings.domain) if settings.domain else None
         self._logs = SystemLogs(view.snapshot, self._agents, credentials)
         self._budget = BufferBudget(settings.buffered_bytes_maximum)
         self._jobs = Jobs(
@@ -162,6 +164,10 @@ class Gateway:
 
     async def _route(self, request: Request, reply: Reply, send: Send) -> None:
         path = request.path
+        hosted = self._hosts.function_of(request.header(b"host")) if self._hosts else None
+        if hosted is not None:
+            await self._invoker.function_route(request, reply, hosted)
+            return
         for prefix, route in self._routes:
             if path.startswith(prefix):
                 await route(request, reply)

@@ -22,6 +22,7 @@ import structlog
 
 from stoker.gateway.access import check_invoke
 from stoker.gateway.auth import Credentials
+from stoker.gateway.deadline import Deadline, LastWords, plain_words
 from stoker.gateway.exchange import ClientGone, Headers, Reply, Request, error_answer
 from stoker.gateway.headers import (
     call_id_of,
@@ -35,6 +36,7 @@ from stoker.gateway.router import LOST_SECONDS, Router, Slot
 from stoker.gateway.sse import EventRelay, error_event
 from stoker.gateway.upstream import NotTaken, Upstream, UpstreamResponse
 from stoker.placement.errors import (
+    DeadlineExceeded,
     FunctionNotFound,
     InstanceLost,
     StokerError,
@@ -112,6 +114,7 @@ class Call:
     queue_seconds: float = 0.0
     place_seconds: float = 0.0
     code: int = 0
+    deadline: Deadline | None = None
 
     def headers(self, served_by: str = "", stages: str = "") -> Headers:
         """What the gateway says on every response; `stages` is the instance's Server-Timing."""
@@ -155,12 +158,17 @@ class Invoker:
         self._token_wanted = token_wanted
         self._limiter = limiter
 
-    async def function_route(self, request: Request, reply: Reply) -> None:
-        """Answer /function/<name>[.<namespace>][/path]."""
+    async def function_route(
+        self, request: Request, reply: Reply, hosted: str | None = None
+    ) -> None:
+        """Answer /function/<name>[.<namespace>][/path], or any path of the function `hosted`."""
         call = Call(request, reply, FunctionSurface(request), call_id_of(request))
         if request.method not in METHODS:
             allow = (b"allow", ", ".join(METHODS).encode())
             await reply.whole(405, [allow, *call.headers()], b"")
+            return
+        if hosted is not None:
+            await self.answer(call, hosted, request.path)
             return
         matched = _PATH.fullmatch(request.path)
         await self.answer(call, matched[1] if matched else "", (matched and matched[2]) or "/")
@@ -175,13 +183,8 @@ class Invoker:
                 call.caller = self.admit(call.request, call.function, token_wanted=wanted)
             if not call.request.body:
                 await call.request.read(self._body_bytes_maximum)
-            limited = subjects(call.function, call.caller)
             async with call.request.while_connected():
-                if limited:
-                    async with self._admitted(call, limited):
-                        await self._forward(call, call.function, path)
-                else:
-                    await self._forward(call, call.function, path)
+                await self._serve_in_time(call, call.function, path)
         except ClientGone:
             call.code = CLIENT_GONE_CODE
         except StokerError as error:
@@ -225,6 +228,24 @@ class Invoker:
                 "Deploy it first; `stoker ls` lists what is deployed.",
             )
         return function
+
+    async def _serve_in_time(self, call: Call, function: FunctionRecord, path: str) -> None:
+        if function.timeouts is None:
+            await self._serve(call, function, path)
+            return
+        call.deadline = Deadline(function.timeouts, call.arrived_at, function.key)
+        await call.deadline.hold(self._serve(call, function, path), call.reply)
+        if call.deadline.expired:
+            call.code = DeadlineExceeded.status
+
+    async def _serve(self, call: Call, function: FunctionRecord, path: str) -> None:
+        """Forward it, within the limits that count for it."""
+        limited = subjects(function, call.caller)
+        if not limited:
+            await self._forward(call, function, path)
+            return
+        async with self._admitted(call, limited):
+            await self._forward(call, function, path)
 
     async def _forward(self, call: Call, function: FunctionRecord, path: str) -> None:
         request = call.request
@@ -297,9 +318,14 @@ class Invoker:
             response.status, [*headers, *call.headers(slot.target.instance_id, stages)]
         )
         events = EventRelay() if _is_event_stream(response) else None
+        deadline = call.deadline
+        if deadline is not None:
+            deadline.begin(_last_words(call.surface, response, is_events=events is not None))
         try:
             while not ended:
                 await reply.write(events.feed(chunk) if events else chunk)
+                if deadline is not None:
+                    deadline.wrote()
                 chunk, ended = await response.read_some()
             await reply.finish(events.feed(chunk) + events.rest() if events else chunk)
         except InstanceLost as error:
@@ -325,6 +351,15 @@ def _repeatable(error: InstanceLost, slot: Slot, function: FunctionRecord) -> bo
     """
     never_served = not slot.target.serving and function.code_digest is None
     return not error.details["request_sent"] or never_served
+
+
+def _last_words(
+    surface: Surface, response: UpstreamResponse, *, is_events: bool
+) -> LastWords | None:
+    """What can still be said at the end of an answer that is cut; nothing if its length is told."""
+    if is_events:
+        return lambda error: error_event(surface.stream_error(error))
+    return None if response.header("Content-Length") else plain_words
 
 
 def _is_event_stream(response: UpstreamResponse) -> bool:

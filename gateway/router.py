@@ -18,19 +18,18 @@ from typing import Protocol
 
 import structlog
 
+from stoker.gateway.queue_limit import queue_full, queue_length_maximum
 from stoker.gateway.targets import Target, choose, targets
 from stoker.placement.errors import (
     CoordinationLost,
     CrashLoop,
     FunctionNotFound,
-    QueueFull,
     StokerError,
     Unavailable,
 )
 from stoker.placement.records import Assignment, FunctionDemand, FunctionRecord, PlaceAnswer
 from stoker.placement.view import Snapshot
 
-QUEUE_LENGTH_MAXIMUM = 1000
 # Placement was just asked and gave nothing free: it knows of the queue and reports tell it more.
 ASK_AGAIN_SECONDS = 1.0
 # A refused connection says that the instance is dead, a slow one only that it is busy.
@@ -145,8 +144,9 @@ class Router:
             )
             if target is not None:
                 return self._take(function.key, state, target)
-        if len(state.queue) >= QUEUE_LENGTH_MAXIMUM:
-            raise self._queue_full(function, state)
+        if state.queue and len(state.queue) >= self._queue_maximum(function, state):
+            after = self._drain_seconds(state, function.scaling.concurrency)
+            raise queue_full(function, len(state.queue), after)
         return await self._wait(function.key, state, call_id, again, tokens)
 
     def release(self, slot: Slot, request_seconds: float | None = None) -> None:
@@ -348,12 +348,11 @@ class Router:
                 # One error object for each, for every raise adds its traceback to it.
                 waiter.future.set_exception(StokerError.from_wire(error.to_wire()))
 
-    def _queue_full(self, function: FunctionRecord, state: _State) -> QueueFull:
-        return QueueFull(
-            f"{function.key} has {len(state.queue)} requests waiting, the most that may wait.",
-            "Send the request again later, or raise com.openfaas.scale.max.",
-            retry_after_seconds=self._drain_seconds(state, function.scaling.concurrency),
-        )
+    def _queue_maximum(self, function: FunctionRecord, state: _State) -> int:
+        stated = function.scaling.queue_per_instance is not None
+        known = self._targets(function.key, state).values() if stated else ()
+        serving = sum(target.serving for target in known)
+        return queue_length_maximum(function, serving)
 
     def _drain_seconds(self, state: _State, concurrency: int) -> float:
         slots = max(1, len(state.known) * concurrency)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stoker.gateway.access import TOKEN_WANTED
+from stoker.gateway.hosts import valid_domain
 from stoker.gateway.ssrf import PrivateDestinations
 from stoker.placement.environment import (
     bind_address,
@@ -33,7 +34,8 @@ class Settings:
     `response_head_seconds` counts from the dispatch to an instance, `queue_seconds` from the
     arrival to the dispatch. `jobs_maximum` are those that wait or run; callbacks reach only what is
     public and `private_destinations`. With `function_token_wanted` every function wants a token. A
-    `listening_descriptor` is a socket that somebody else bound to `bind`.
+    `listening_descriptor` is a socket that somebody else bound to `bind`. Hosts
+    `name.namespace.domain` are functions, if there is a domain.
     """
 
     store_url: str
@@ -49,6 +51,7 @@ class Settings:
     bundles_url: str | None = None
     function_token_wanted: bool = False
     listening_descriptor: int | None = None
+    domain: str = ""
 
     @property
     def password_file(self) -> Path:
@@ -92,6 +95,7 @@ class Settings:
                 environment, "STOKER_FUNCTION_AUTH", ("none", TOKEN_WANTED)
             )
             == TOKEN_WANTED,
+            domain=valid_domain(environment.get("STOKER_DOMAIN") or ""),
         )
 
     def prepare_secrets(self) -> None:

@@ -35,6 +35,7 @@ from stoker.placement.building import build
 from stoker.placement.errors import BadRequest
 from stoker.placement.function_code import HandlerKind
 from stoker.placement.kpa import Kpa
+from stoker.placement.timeouts import Timeouts
 
 ENCODING_VERSION = 1
 
@@ -60,6 +61,8 @@ class Scaling:
     the leader decides by what it has learnt of the function. With `kpa` averages of the load say
     how many there should be, with `llm` bands of use and the tokens that wait, and with neither
     the requests of this moment.
+
+    While instances serve, `queue_per_instance` requests may wait for each, if that is stated.
     """
 
     minimum: int = 0
@@ -68,6 +71,7 @@ class Scaling:
     idle_seconds: float | None = None
     kpa: Kpa | None = None
     llm: bool = False
+    queue_per_instance: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,7 @@ class FunctionRecord:
     devices: tuple[DeviceNeed, ...] = ()
     priority: int = 0
     slo_ttft_seconds: float | None = None
+    timeouts: Timeouts | None = None
 
     @property
     def key(self) -> str:

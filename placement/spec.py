@@ -38,6 +38,7 @@ from stoker.placement.spec_fields import (
     whole_number,
 )
 from stoker.placement.spec_scaling import scaling_of
+from stoker.placement.timeouts import Timeouts, timeouts_of
 
 SUPPORTED_KEYS = (
     "model",
@@ -55,6 +56,10 @@ SUPPORTED_KEYS = (
     "requests-per-second",
     "concurrency-limit",
     "queue-limit",
+    "timeout",
+    "response-start-timeout",
+    "idle-timeout",
+    "container-concurrency",
 )
 LATER_KEYS = ("slo-tpot-ms", "host-pin", "trigger-s3")
 ENGINES = ("transformers",)
@@ -96,6 +101,7 @@ class FunctionDraft:
     priority: int
     slo_ttft_seconds: float | None
     devices: tuple[DeviceNeed, ...]
+    timeouts: Timeouts | None
 
 
 def parse_deployment(
@@ -144,6 +150,7 @@ def parse_deployment(
         priority=_whole(annotations, "priority", 0, PRIORITY_MAXIMUM, "steps") or 0,
         slo_ttft_seconds=_slo_seconds(annotations),
         devices=devices_of(annotations, model_uri),
+        timeouts=timeouts_of(annotations),
     )
 
 
@@ -191,6 +198,7 @@ def record_from_draft(
         priority=draft.priority,
         slo_ttft_seconds=draft.slo_ttft_seconds,
         devices=draft.devices,
+        timeouts=draft.timeouts,
     )
     record_bytes = len(encode(record))
     if record_bytes > RECORD_BYTES_MAXIMUM:

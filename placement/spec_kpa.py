@@ -25,13 +25,15 @@ _OPENFAAS_METRICS: dict[str, Metric] = {
 _SCALE_MAXIMUM = 1000
 
 
-def kpa_of(stated: Stated, concurrency: int) -> Kpa | None:
-    """The settings of the autoscaler, if one of its keys is there; BadSpec for a bad value."""
+def kpa_of(stated: Stated, concurrency: int, *, is_chosen: bool = False) -> Kpa | None:
+    """The settings of the autoscaler, if it is chosen or one of its keys is there; BadSpec."""
     named, metric = stated.text((KNATIVE + "class",)), stated.text((KNATIVE + "metric",))
     if named not in (None, KPA_CLASS):
         return None
     keys = _Keys(stated)
-    if metric in (None, "concurrency", "rps") and (named or metric or keys.any_stated()):
+    if metric in (None, "concurrency", "rps") and (
+        named or metric or is_chosen or keys.any_stated()
+    ):
         return _knative(keys, "rps" if metric == "rps" else "concurrency", concurrency)
     load = stated.text((OPENFAAS + "type",)) or (
         "capacity" if stated.text((OPENFAAS + "target-proportion",)) else ""

@@ -24,7 +24,10 @@ IDLE_SECONDS_MAXIMUM = 30 * 86_400.0
 
 _MINIMUM_KEYS = (OPENFAAS + "min", KNATIVE + "min-scale", KNATIVE + "minScale")
 _MAXIMUM_KEYS = (OPENFAAS + "max", KNATIVE + "max-scale", KNATIVE + "maxScale")
-_IDLE_KEYS = (
+# Knative's containerConcurrency, which has no annotation there.
+CONTAINER_KEY = PREFIX + "container-concurrency"
+QUEUE_PER_SLOT = 10
+IDLE_KEYS = (
     PREFIX + "idle-ttl",
     OPENFAAS + "zero-duration",
     KNATIVE + "scale-to-zero-pod-retention-period",
@@ -51,14 +54,16 @@ def scaling_of(
         )
     least = _least(stated, minimum or 0)
     default = MODEL_INSTANCES_DEFAULT if is_model else CODE_INSTANCES_DEFAULT
-    concurrency = _concurrency(stated)
+    hard = stated.whole((CONTAINER_KEY,), 0, CONCURRENCY_MAXIMUM, "requests in flight")
+    concurrency = _concurrency(stated) if hard is None else hard or CONCURRENCY_MAXIMUM
     return Scaling(
         minimum=least,
         maximum=maximum if maximum is not None else max(default, least),
         concurrency=concurrency,
         idle_seconds=_idle_seconds(stated),
-        kpa=kpa_of(stated, concurrency),
+        kpa=kpa_of(stated, concurrency, is_chosen=hard is not None),
         llm=llm_of(stated),
+        queue_per_instance=QUEUE_PER_SLOT * hard if hard else None,
     )
 
 
@@ -89,13 +94,13 @@ def _concurrency(stated: Stated) -> int:
 
 
 def _idle_seconds(stated: Stated) -> float | None:
-    text = stated.text(_IDLE_KEYS)
+    text = stated.text(IDLE_KEYS)
     if text is None:
         return None
     seconds = duration_seconds(text)
     if seconds is None or seconds > IDLE_SECONDS_MAXIMUM:
         refuse(
-            stated.key_of(_IDLE_KEYS),
+            stated.key_of(IDLE_KEYS),
             f"seconds or a duration such as 5m, at most {IDLE_SECONDS_MAXIMUM:.0f} s",
             text,
         )

@@ -29,7 +29,7 @@ from stoker.placement.records import (
 )
 from stoker.placement.store import Change, Store, StoreState
 from stoker.runtime.announcements import Announcements
-from stoker.runtime.instance import DRAIN_SECONDS_MAXIMUM, Instance
+from stoker.runtime.instance import Instance
 from stoker.runtime.node import Node
 from stoker.runtime.spare_sockets import SpareSockets
 
@@ -278,9 +278,7 @@ class Agent:
             self._announcements.remove(f"/instances/{self._identity.node_id}/{instance_id}")
             return
         running.revoked = True
-        running.instance.stop(
-            OUTAGE_DRAIN_SECONDS_MAXIMUM if self._was_out_of_reach else DRAIN_SECONDS_MAXIMUM
-        )
+        running.instance.stop(OUTAGE_DRAIN_SECONDS_MAXIMUM if self._was_out_of_reach else None)
         if running.task.done():
             self._ended(instance_id)
 

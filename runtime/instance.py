@@ -80,7 +80,8 @@ class Instance:
         self._node = node
         self._seen_at = time.monotonic()
         self._stop_requested = asyncio.Event()
-        self._drain_seconds = DRAIN_SECONDS_MAXIMUM
+        self._grace_seconds = DRAIN_SECONDS_MAXIMUM
+        self._drain_seconds = math.inf
         self._farewell_seconds = math.inf
         # The model's, then its adapter's.
         self._openings = Openings(node, self._age)
@@ -105,11 +106,13 @@ class Instance:
             started_at=time.time(),
         )
 
-    def stop(self, drain_seconds: float = DRAIN_SECONDS_MAXIMUM) -> None:
-        """Let running requests finish for at most `drain_seconds`, then end; the least counts."""
-        if self._stop_requested.is_set():
-            drain_seconds = min(self._drain_seconds, drain_seconds)
-        self._drain_seconds = drain_seconds
+    def stop(self, drain_seconds: float | None = None) -> None:
+        """Let running requests finish for at most `drain_seconds`, then end; the least counts.
+
+        Without them they may take as long as the function lets a request take.
+        """
+        asked = self._grace_seconds if drain_seconds is None else drain_seconds
+        self._drain_seconds = min(self._drain_seconds, asked)
         self._stop_requested.set()
 
     async def run(self) -> None:
@@ -151,6 +154,8 @@ class Instance:
     async def _start(self) -> None:
         loop, node = asyncio.get_running_loop(), self._node
         function = await self._find_function()
+        if function.timeouts is not None and function.timeouts.request_seconds is not None:
+            self._grace_seconds = function.timeouts.request_seconds
         limits = parse_limits(function.limits)
         self._parked = None if self._devices else node.parking.take(function)
         if self._parked is None:
@@ -359,7 +364,8 @@ class Instance:
     async def _end(self, worker: Worker) -> None:
         if worker.exited.done():
             return
-        drain = min(self._farewell_seconds, self._drain_seconds)
+        asked = self._drain_seconds if self._stop_requested.is_set() else self._grace_seconds
+        drain = min(self._farewell_seconds, asked)
         for number, seconds in (
             (signal.SIGTERM, drain),
             (signal.SIGKILL, KILL_SECONDS_MAXIMUM),

@@ -14,6 +14,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     environment = {
         "STOKER_BODY_BYTES_MAXIMUM": "1000000",
         "STOKER_PRIVATE_DESTINATIONS": "127.0.0.1",
+        "STOKER_DOMAIN": "fn.example.com",
     }
     bench = Bench(tmp_path_factory.mktemp("gateway") / "state", environment).start()
     yield bench

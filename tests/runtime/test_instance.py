@@ -12,6 +12,7 @@ import pytest
 
 from harness.instances import (
     CALLED,
+    FUNCTION,
     MODEL,
     SERVING,
     FakeCheckpoint,
@@ -29,6 +30,7 @@ from stoker.placement.errors import (
 )
 from stoker.placement.instance_token import instance_token
 from stoker.placement.records import CheckpointRef
+from stoker.placement.timeouts import Timeouts
 from stoker.runtime import instance as instance_module
 
 
@@ -298,3 +300,14 @@ def test_a_line_that_is_no_status_fails_the_start(tmp_path: Path) -> None:
         await world.end()
 
     assert in_world(tmp_path, story).failures[0]["code"] == StartFailed.code
+
+
+def test_running_requests_get_as_long_as_the_function_lets_a_request_take(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.ignores.add(signal.SIGTERM)
+        worker = await world.serving()
+        world.instance.stop()
+        await world.end()
+        assert worker.signals == [signal.SIGTERM, signal.SIGKILL]
+
+    in_world(tmp_path, story, replace(FUNCTION, timeouts=Timeouts(0.05)))
