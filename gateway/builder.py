@@ -20,8 +20,8 @@ from typing import Protocol
 from stoker.gateway.json_body import json_object
 from stoker.placement.errors import BadJson, BadSpec
 from stoker.placement.function_code import HandlerKind, entry_file, kind_of_code
+from stoker.placement.function_packages import packages_of
 from stoker.placement.records import ImageRecord, encode
-from stoker.placement.requirements import REQUIREMENTS_NAME, read_requirements
 from stoker.placement.store import Change, Entry
 
 CONFIG_NAME = "com.openfaas.docker.config"
@@ -86,8 +86,7 @@ def build_files(image: str, files: Mapping[str, bytes]) -> Build:
 def _build(image: str, files: dict[str, _File]) -> Build:
     kind = kind_of_code(files.__contains__)
     _check_entry(kind, files)
-    if requirements := files.get(REQUIREMENTS_NAME):
-        read_requirements(requirements.content)
+    packages_of(lambda name: files[name].content if name in files else None)
     return Build(image, _packed(files), len(files), kind)
 
 

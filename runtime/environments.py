@@ -27,7 +27,8 @@ import orjson
 import structlog
 
 from stoker.placement.errors import BadSpec, StartFailed, StokerError
-from stoker.placement.requirements import REQUIREMENTS_NAME, Requirements, read_requirements
+from stoker.placement.function_packages import packages_of
+from stoker.placement.requirements import Requirements
 from stoker.runtime.environment_build import COMPLETE_NAME, commit, create, install
 from stoker.runtime.installed import Installed, owners_of
 
@@ -115,7 +116,7 @@ class Environments:
             return False
         failure = self._failures.get(wanted.digest)
         if failure is None or self._clock() >= failure.until:
-            log([f"installing the packages of {REQUIREMENTS_NAME} into {wanted.digest[:12]}"])
+            log([f"installing the packages that the code asks for into {wanted.digest[:12]}"])
             failure = await asyncio.shield(self._building(wanted))
             if failure is None:
                 return True
@@ -145,14 +146,10 @@ class Environments:
 
     def _find(self, code_dir: Path) -> Environment | None:
         try:
-            content = (code_dir / REQUIREMENTS_NAME).read_bytes()
-        except (FileNotFoundError, IsADirectoryError):
-            return None
-        try:
-            requirements = read_requirements(content)
+            requirements = packages_of(lambda name: _read(code_dir / name))
         except BadSpec as error:
             raise StartFailed(error.cause, error.remedy) from error
-        if not requirements.packages:
+        if requirements is None or not requirements.packages:
             return None
         installed = self._read_installed()
         if installed.satisfies(requirements.packages):
@@ -225,3 +222,10 @@ class Environments:
                 surplus.append(path.parent)
                 byte_count, count = byte_count - bytes_of, count - 1
         return surplus
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        return None

@@ -89,7 +89,7 @@ def test_two_versions_of_a_package_work_at_once_and_like_functions_share_a_zygot
         lambda: [child.pid for child in psutil.Process(agent.process.pid).children()] == [plain]
     )
     assert {psutil.Process(pid).ppid() for pid in (one, two)} == {plain}
-    assert "installing the packages of requirements.txt" in log_of(agent, "one")
+    assert "installing the packages that the code asks for" in log_of(agent, "one")
     assert "installing" not in log_of(agent, "same")
     assert len(list((agent.state / "environments").iterdir())) == 2
     assert "AWS_SECRET" not in psutil.Process(one).environ()
