@@ -20,7 +20,7 @@ from stoker.placement.errors import BadSpec
 
 ARCHIVE_BYTES_MAXIMUM = 64 << 20
 FILES_MAXIMUM = 10_000
-_LEFT_OUT = {"__pycache__", ".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
+_LEFT_OUT = {"__pycache__", ".git", ".func", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
 
 
 def build_archive(function: StackFunction) -> bytes:

@@ -15,6 +15,7 @@ import click
 from stoker.gateway.cli.archive import build_archive
 from stoker.gateway.cli.changes import Difference, differences
 from stoker.gateway.cli.client import Access, GatewayClient, error_of, find_access
+from stoker.gateway.cli.manifests import load_manifest
 from stoker.gateway.cli.options import (
     gateway_option,
     json_option,
@@ -23,7 +24,7 @@ from stoker.gateway.cli.options import (
     reports_errors,
     say,
 )
-from stoker.gateway.cli.stack import StackFunction, load_stack
+from stoker.gateway.cli.stack import StackFunction
 from stoker.gateway.cli.text import plain
 from stoker.placement.errors import BadSpec, NotFound, StokerError
 
@@ -36,7 +37,7 @@ from stoker.placement.errors import BadSpec, NotFound, StokerError
     default="stack.yaml",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="OpenFaaS stack file.",
+    help="Stack file, Knative Service or func.yaml.",
 )
 @click.option("--filter", "pattern", default="*", help="Deploy only names that match.")
 @click.option("--dry-run", is_flag=True, help="Only say what would change.")
@@ -46,11 +47,13 @@ from stoker.placement.errors import BadSpec, NotFound, StokerError
 def deploy(
     stack_path: Path, pattern: str, dry_run: bool, gateway: str | None, as_json: bool
 ) -> None:
-    """Say what changes, and deploy the functions of a stack file."""
-    stack = load_stack(stack_path)
-    chosen = [f for f in stack.functions if fnmatch.fnmatchcase(f.name, pattern)]
+    """Say what changes, and deploy the functions of a stack file, Knative Services or a func.yaml."""
+    manifest = load_manifest(stack_path)
+    for note in manifest.notes:
+        click.echo(f"note: {note}", err=True)
+    chosen = [f for f in manifest.functions if fnmatch.fnmatchcase(f.name, pattern)]
     if not chosen:
-        names = ", ".join(f.name for f in stack.functions) or "no function"
+        names = ", ".join(f.name for f in manifest.functions) or "no function"
         raise BadSpec(
             f"Expected a function like {pattern!r} in {stack_path}, found {names}.",
             "Name one of them with --filter.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from stoker.gateway.cli.deploy import deploy
+from stoker.gateway.cli.export_knative import export
 from stoker.gateway.cli.invoke import invoke
 from stoker.gateway.cli.jobs import jobs
 from stoker.gateway.cli.manage import evict, logs, remove, scale
@@ -26,4 +27,5 @@ VERBS: tuple[click.Command, ...] = (
     scale,
     evict,
     remove,
+    export,
 )
