@@ -47,10 +47,10 @@ from stoker.placement.errors import BadSpec, NotFound, StokerError
 def deploy(
     stack_path: Path, pattern: str, dry_run: bool, gateway: str | None, as_json: bool
 ) -> None:
-    """Say what changes, and deploy the functions of a stack file, Knative Services or a func.yaml."""
+    """Say what changes, and deploy a stack file, Knative Services or a func.yaml."""
     manifest = load_manifest(stack_path)
     for note in manifest.notes:
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
     chosen = [f for f in manifest.functions if fnmatch.fnmatchcase(f.name, pattern)]
     if not chosen:
         names = ", ".join(f.name for f in manifest.functions) or "no function"
