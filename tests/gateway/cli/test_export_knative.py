@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from cloudcoil.models.knative.serving import v1 as knative_serving
+from cloudcoil.models.knative_serving.serving import v1 as knative_serving
 
 from harness.fake_gateway import PASSWORD, FakeGateway, serve
 from stoker.deploy.main import main
@@ -33,7 +33,7 @@ FULL: dict[str, Any] = {
         "stoker/idle-ttl": "5m",
     },
     "envVars": {"A": "1", "B": "x: {y}"},
-    "limits": {"memory": "1Gi", "cpu": "1"},
+    "limits": {"memory": "1Gi", "cpu": "1500m"},
     "requests": {"memory": "512Mi"},
     "secrets": ["api-key"],
     "readOnlyRootFilesystem": True,
