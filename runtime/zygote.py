@@ -58,7 +58,9 @@ class Zygote:
         """Serves until the socket closes."""
         signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        modules = {name.partition(".")[0] for name in sys.modules}
+        # A namespace has no code of its own: .pth files make some that nobody uses.
+        files = ((name, getattr(each, "__file__", None)) for name, each in [*sys.modules.items()])
+        modules = {name.partition(".")[0] for name, file in files if file}
         self._send(ZygoteEvent("ready", modules=tuple(sorted(modules))))
         while True:
             readable = [key.fileobj for key, _ in self._selector.select()]
