@@ -18,6 +18,7 @@ from stoker.gateway.cli.options import (
     namespace_option,
     path_of,
     reports_errors,
+    say,
 )
 from stoker.placement.errors import BadSpec
 from stoker.placement.records import Scaling
@@ -46,7 +47,7 @@ def knative(name: str, namespace: str, gateway: str | None) -> None:
     status = client_of(gateway).call("GET", path, missing=name)
     service, notes = service_of(status)
     for note in notes:
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
     click.echo(yaml.safe_dump(service, sort_keys=False), nl=False)
 
 
