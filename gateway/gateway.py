@@ -96,6 +96,7 @@ class Gateway:
         self._hosts = Hosts(settings.domain) if settings.domain else None
         self._logs = SystemLogs(view.snapshot, self._agents, credentials)
         self._budget = BufferBudget(settings.buffered_bytes_maximum)
+        audit = AuditLog(settings.audit_file)
         self._jobs = Jobs(
             settings.jobs_folder,
             settings.jobs_maximum,
@@ -104,6 +105,7 @@ class Gateway:
             credentials,
             self._budget,
             metrics.registry,
+            audit,
             settings.body_bytes_maximum,
         )
         self._routes = self._route_table()
@@ -121,7 +123,7 @@ class Gateway:
                     self._why,
                     self._measure,
                     Tokens(store, lambda: view.snapshot().tokens, view.apply),
-                    AuditLog(settings.audit_file),
+                    audit,
                 )
             ),
             workers=CONTROL_THREADS,

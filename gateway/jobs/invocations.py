@@ -188,7 +188,7 @@ class _Surface:
         self.failure = error
         return orjson.dumps({"error": error.to_wire()})
 
-    async def translated(self, response: UpstreamResponse) -> bytes | None:  # noqa: ARG002
+    async def translated(self, response: UpstreamResponse) -> None:  # noqa: ARG002
         return None
 
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Awaitable
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import orjson
-import structlog
 
 from stoker.gateway.access import check_control, scope_in_words, unauthorized
+from stoker.gateway.audit import AuditLog
 from stoker.gateway.auth import Credentials
 from stoker.gateway.exchange import ClientGone, Headers, Reply, Request, error_answer
 from stoker.gateway.headers import call_id_of
@@ -47,8 +48,6 @@ _FUNCTION = re.compile(r"/async-function/([-a-zA-Z_0-9.]+)(/.*)?", re.DOTALL)
 _JSON = (b"content-type", b"application/json")
 _SYSTEM = re.compile(r"/system/async(?:/([^/]+)(/retry)?)?")
 
-_log = structlog.get_logger()
-
 
 class AsyncRoutes:
     def __init__(
@@ -58,6 +57,7 @@ class AsyncRoutes:
         guard: Guard,
         credentials: Credentials,
         metrics: JobMetrics,
+        audit: AuditLog,
         body_bytes_maximum: int,
     ) -> None:
         self._store = store
@@ -65,6 +65,7 @@ class AsyncRoutes:
         self._guard = guard
         self._credentials = credentials
         self._metrics = metrics
+        self._audit = audit
         self._body_bytes_maximum = body_bytes_maximum
 
     async def route(self, request: Request, reply: Reply) -> None:
@@ -88,13 +89,17 @@ class AsyncRoutes:
             await reply.whole(405, [(b"allow", b"POST, GET, HEAD, DELETE")], b"")
             return
         call_id = _call_id(request.path.removeprefix("/async-function/"))
-        await self._check_caller(request, call_id)
+        caller = self._caller(request)
         if request.method == "DELETE":
-            await self._store.run(lambda queue: queue.cancel(INVOKE_QUEUE, call_id, time.time()))
-            _log.info("job_cancelled", job=call_id)
+            await self._audited(request, caller, self._cancel(caller, call_id))
             await reply.whole(202, [(b"x-call-id", call_id.encode())], b"")
         else:
+            await self._check_scope(caller, call_id)
             await self._result(call_id, reply)
+
+    async def _cancel(self, caller: TokenRecord, call_id: str) -> None:
+        await self._check_scope(caller, call_id)
+        await self._store.run(lambda queue: queue.cancel(INVOKE_QUEUE, call_id, time.time()))
 
     async def _accept(self, request: Request, reply: Reply) -> None:
         call_id, start_nanoseconds = call_id_of(request), time.time_ns()
@@ -150,7 +155,8 @@ class AsyncRoutes:
         await reply.whole(200, headers, result)
 
     async def _system_route(self, request: Request, reply: Reply) -> None:
-        check_control(self._caller(request), request.method, request.path, {}, b"")
+        caller = self._caller(request)
+        check_control(caller, request.method, request.path, {}, b"")
         matched = _SYSTEM.fullmatch(request.path)
         if matched is None:
             raise NotFound(f"{request.method} {request.path:.80}: no such route.")
@@ -161,8 +167,8 @@ class AsyncRoutes:
             await self._list(request, reply)
         elif retried:
             call_id, queue_name = _call_id(name), _one(request.query, "queue") or INVOKE_QUEUE
-            await self._store.run(lambda queue: queue.retry(queue_name, call_id, time.time()))
-            _log.info("job_retried", queue=queue_name, job=call_id)
+            again = self._store.run(lambda queue: queue.retry(queue_name, call_id, time.time()))
+            await self._audited(request, caller, again)
             await reply.whole(202, [(b"x-call-id", call_id.encode())], b"")
         else:
             await self._show(_call_id(name), reply)
@@ -202,9 +208,28 @@ class AsyncRoutes:
             raise unauthorized()
         return caller
 
-    async def _check_caller(self, request: Request, call_id: str) -> None:
+    async def _audited(
+        self, request: Request, caller: TokenRecord, change: Awaitable[None]
+    ) -> None:
+        """Make the change, and note who asked for it and what came of it."""
+        status = 202
+        try:
+            await change
+        except StokerError as error:
+            status = error.status
+            raise
+        finally:
+            fields = {
+                "token": caller.token_id,
+                "peer": request.peer,
+                "method": request.method,
+                "path": request.path,
+                "status": status,
+            }
+            await asyncio.to_thread(self._audit.note, fields)
+
+    async def _check_scope(self, caller: TokenRecord, call_id: str) -> None:
         """Forbidden for who may not invoke the function of the job; NotFound if there is none."""
-        caller = self._caller(request)
         found = await self._store.run(lambda queue: queue.status(INVOKE_QUEUE, call_id))
         name, _, namespace = found.key.rpartition(".")
         if not caller.covers(namespace, name):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from stoker.gateway.audit import AuditLog
 from stoker.gateway.auth import Credentials
 from stoker.gateway.exchange import BufferBudget
 from stoker.gateway.invoke import Invoker
@@ -43,6 +44,7 @@ class Jobs:
         credentials: Credentials,
         budget: BufferBudget,
         registry: CollectorRegistry,
+        audit: AuditLog,
         body_bytes_maximum: int,
     ) -> None:
         self._metrics = JobMetrics(registry)
@@ -58,7 +60,7 @@ class Jobs:
             pool = Pool(self._store, queue, handler, limits, budget, self._metrics)
             self._pools.append(pool)
         self.routes = AsyncRoutes(
-            self._store, invoker, guard, credentials, self._metrics, body_bytes_maximum
+            self._store, invoker, guard, credentials, self._metrics, audit, body_bytes_maximum
         )
 
     async def measure(self) -> None:

@@ -389,3 +389,40 @@ def test_the_command_line_queues_shows_cancels_and_retries(bench: Bench) -> None
     assert (refused.exit_code, "Nothing of it is left" in refused.output) == (1, True)
     assert run(bench, "jobs", "result", "nobody").exit_code == 1
     assert run(bench, "jobs", "dead", "retry").exit_code == 2
+
+
+def token(bench: Bench, name: str) -> dict[str, str]:
+    """The headers of who may invoke one function of the default namespace."""
+    asked = {"scope": "function", "namespace": "openfaas-fn", "function": name}
+    told = bench.system("POST", "/system/tokens", asked | {"permission": "invoke"}).json()
+    return web.bearer(told["token"])
+
+
+def test_a_token_reaches_the_jobs_of_its_own_functions_alone(bench: Bench) -> None:
+    """And the job of a function that wants one runs though the token is not written down."""
+    closed = {**QUICK, "stoker/auth": "token"}
+    function, worker = deployed(bench, echo, annotations=closed)
+    own, foreign = (token(bench, name) for name in (function.name, "other"))
+    path = f"/async-function/{function.name}"
+    assert bench.call("POST", path, b"x").status == 401
+    assert bench.call("POST", path, b"x", foreign).status == 403
+    accepted = bench.call("POST", path, b"x", own)
+    call_id = accepted.headers["x-call-id"]
+    assert accepted.status == 202
+    ended(bench, call_id, "done")
+    assert "Authorization" not in worker.requests[0].headers
+
+    job = f"/async-function/{call_id}"
+    assert (bench.call("GET", job, None, own).status, bench.call("GET", job).status) == (200, 401)
+    for method in ("GET", "DELETE"):
+        assert bench.call(method, job, None, foreign).status == 403
+    assert bench.call("DELETE", job, None, own).status == 409
+    for headers in (own, foreign):
+        assert bench.call("GET", "/system/async", None, headers).status == 403
+        assert bench.call("POST", f"/system/async/{call_id}/retry", None, headers).status == 403
+    lines = (bench.state / "audit" / "gateway.jsonl").read_text().splitlines()
+    noted = [line for line in map(json.loads, lines) if line["path"] == job]
+    assert [(line["method"], line["status"]) for line in noted] == [
+        ("DELETE", 403),
+        ("DELETE", 409),
+    ]
