@@ -53,9 +53,9 @@ class Starts(Node):
         return told
 
 
-def measure(node: Starts, count: int) -> dict[str, list[float]]:
-    """The errors of the starts after the first ten, as shares of what they took."""
-    errors: dict[str, list[float]] = {start: [] for start in STARTS}
+def measure(node: Starts, count: int) -> dict[str, list[tuple[float, float]]]:
+    """Predicted and actual seconds of the starts after the first ten, by their kind."""
+    compared: dict[str, list[tuple[float, float]]] = {start: [] for start in STARTS}
     for number in range(count):
         start = STARTS[number % len(STARTS)]
         told = node.one(start)
@@ -63,8 +63,19 @@ def measure(node: Starts, count: int) -> dict[str, list[float]]:
         error = abs(predicted - actual) / actual
         print(f"{number:3} {start:6} predicted {predicted:.3f} s, took {actual:.3f} s: {error:.1%}")
         if number >= LEARNING_STARTS:
-            errors[told["kind"]].append(error)
-    return errors
+            compared[told["kind"]].append((predicted, actual))
+    return compared
+
+
+def errors_of(compared: list[tuple[float, float]]) -> list[float]:
+    """As shares of what the starts took."""
+    return [abs(predicted - actual) / actual for predicted, actual in compared]
+
+
+def spread(compared: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The same with their median for a prediction, which nobody knows before: chance alone."""
+    middle = statistics.median(actual for _, actual in compared)
+    return [(middle, actual) for _, actual in compared]
 
 
 def quantiles(errors: list[float]) -> dict[str, float]:
@@ -95,9 +106,14 @@ def main() -> None:
         node.start()
         node.command("deploy", "-f", str(ROOT / "functions" / "chat" / "stack.yaml"))
         node.chat("chat", "Hello", 1, lambda _: None)
-        errors = measure(node, arguments.starts)
-    figures = {"all": quantiles([e for found in errors.values() for e in found])}
-    figures |= {start: quantiles(found) for start, found in errors.items() if found}
+        compared = {k: found for k, found in measure(node, arguments.starts).items() if found}
+    errors = {start: errors_of(found) for start, found in compared.items()}
+    left = [error for found in compared.values() for error in errors_of(spread(found))]
+    figures = {
+        "all": quantiles([error for found in errors.values() for error in found]),
+        "of_chance": quantiles(left),
+        **{start: quantiles(found) for start, found in errors.items()},
+    }
     print(json.dumps({"benchmark": "placement_starts", "figures": figures}))
 
 
