@@ -38,7 +38,7 @@ class Callbacks:
         error: StokerError | None = None
         status = 0
         try:
-            told, result = await self._store.run(_outcome_of(job.id))
+            told, result = await self._store.ask(_outcome_of(job.id))
             destination = self._guard.check(str(job.head["url"]))
             headers = [*outcome_headers(told), ("x-retry-max", str(job.head["retry_maximum"]))]
             status = await self._guard.post(destination, headers, result)

@@ -99,7 +99,7 @@ class AsyncRoutes:
 
     async def _cancel(self, caller: TokenRecord, call_id: str) -> None:
         await self._check_scope(caller, call_id)
-        await self._store.run(lambda queue: queue.cancel(INVOKE_QUEUE, call_id, time.time()))
+        await self._store.ask(lambda queue: queue.cancel(INVOKE_QUEUE, call_id, time.time()))
 
     async def _accept(self, request: Request, reply: Reply) -> None:
         call_id, start_nanoseconds = call_id_of(request), time.time_ns()
@@ -116,7 +116,7 @@ class AsyncRoutes:
             if callback_url:
                 self._guard.check(callback_url)
             await request.read(self._body_bytes_maximum)
-            added = await self._store.run(
+            added = await self._store.ask(
                 lambda queue: queue.accept(
                     invocation_job(
                         request,
@@ -144,7 +144,7 @@ class AsyncRoutes:
             wanted = found.state in ENDED
             return found, queue.body(INVOKE_QUEUE, call_id, "result") if wanted else b""
 
-        found, result = await self._store.run(read)
+        found, result = await self._store.ask(read)
         if found.state not in ENDED:
             body = orjson.dumps(_wire(found))
             await reply.whole(202, [_JSON, (b"x-call-id", call_id.encode())], body)
@@ -167,7 +167,7 @@ class AsyncRoutes:
             await self._list(request, reply)
         elif retried:
             call_id, queue_name = _call_id(name), _one(request.query, "queue") or INVOKE_QUEUE
-            again = self._store.run(lambda queue: queue.retry(queue_name, call_id, time.time()))
+            again = self._store.ask(lambda queue: queue.retry(queue_name, call_id, time.time()))
             await self._audited(request, caller, again)
             await reply.whole(202, [(b"x-call-id", call_id.encode())], b"")
         else:
@@ -181,7 +181,7 @@ class AsyncRoutes:
             except NotFound:
                 return found, None
 
-        found, callback = await self._store.run(read)
+        found, callback = await self._store.ask(read)
         told = _wire(found) | {"callback": None if callback is None else _wire(callback)}
         await reply.whole(200, [_JSON], orjson.dumps(told))
 
@@ -198,7 +198,7 @@ class AsyncRoutes:
         if key and "." not in key:
             key = f"{key}.{DEFAULT_NAMESPACE}"
         wanted = min(int(limit), LISTED_MAXIMUM)
-        found = await self._store.run(lambda queue: queue.list(queue_name, state, key, wanted))
+        found = await self._store.ask(lambda queue: queue.list(queue_name, state, key, wanted))
         body = await asyncio.to_thread(orjson.dumps, [_wire(job) for job in found])
         await reply.whole(200, [_JSON], body)
 
@@ -230,7 +230,7 @@ class AsyncRoutes:
 
     async def _check_scope(self, caller: TokenRecord, call_id: str) -> None:
         """Forbidden for who may not invoke the function of the job; NotFound if there is none."""
-        found = await self._store.run(lambda queue: queue.status(INVOKE_QUEUE, call_id))
+        found = await self._store.ask(lambda queue: queue.status(INVOKE_QUEUE, call_id))
         name, _, namespace = found.key.rpartition(".")
         if not caller.covers(namespace, name):
             raise Forbidden(

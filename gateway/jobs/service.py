@@ -70,7 +70,7 @@ class Jobs:
             now = time.time()
             return {name: queue.depth(name, now) for name in (INVOKE_QUEUE, CALLBACK_QUEUE)}
 
-        self._metrics.measured(await self._store.run(depths))
+        self._metrics.measured(await self._store.ask(depths))
 
     async def close(self) -> None:
         """Give back what runs, and end."""

@@ -32,6 +32,8 @@ from stoker.placement.sqlite_sessions import Sessions
 
 BUSY_SECONDS_MAXIMUM = 5.0
 BATCH_MAXIMUM = 256
+# A disk that hangs must not hold clients; what was asked of it may still happen.
+ANSWER_SECONDS_MAXIMUM = 30.0
 JOURNAL_BYTES_KEPT = 64 << 20
 # The clock of the wall may be set back: what is to expire is looked at this often in any case.
 LOOK_SECONDS = 3600.0
@@ -50,6 +52,9 @@ class QueueRunner(Protocol):
 
     async def run(self, operation: Callable[[JobQueue], T]) -> T:
         """What `operation` returns, once it is on the disk; or its error, and nothing of it is."""
+
+    async def ask(self, operation: Callable[[JobQueue], T]) -> T:
+        """As `run`, for who has to answer somebody: Unavailable if it takes too long."""
 
 
 class _Asked:
@@ -85,6 +90,7 @@ class JobStore:
         self._on_news = on_news
         self._on_interrupted = on_interrupted
         self._asked: deque[_Asked] = deque()
+        self._batch: list[_Asked] = []
         self._closed = False
         self._expire_at = 0.0
         self._ended: set[str] = set()
@@ -125,6 +131,18 @@ class JobStore:
         found: T = await asked.future
         return found
 
+    async def ask(self, operation: Callable[[JobQueue], T]) -> T:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS_MAXIMUM):
+                return await self.run(operation)
+        except TimeoutError:
+            raise Unavailable(
+                f"Expected the queue of jobs {self._path} to answer within "
+                f"{ANSWER_SECONDS_MAXIMUM:g} s, found it busy.",
+                "See whether the disk under it still answers.",
+                retry_after_seconds=ANSWER_SECONDS_MAXIMUM,
+            ) from None
+
     async def close(self) -> None:
         """Do what was asked before, then end the leases of this process."""
         self._closed = True
@@ -163,31 +181,43 @@ class JobStore:
         return sessions
 
     def _work(self) -> None:
-        while not (self._closed and not self._asked):
-            wait_seconds = min(LOOK_SECONDS, max(0.0, self._expire_at - time.time()))
-            self._ended |= self._sessions.wait(0.0 if self._asked else wait_seconds)
-            count = min(len(self._asked), BATCH_MAXIMUM)
-            batch = [self._asked.popleft() for _ in range(count)]
-            try:
-                with _translated(self._path), self._transaction():
-                    self._operate(batch)
-                self._ended.clear()
-            except StokerError as error:
-                _log.warning("jobs_unwritten", cause=error.cause, remedy=error.remedy)
-                for asked in batch:
-                    # One error object for each, for every raise adds its traceback to it.
-                    asked.error = StokerError.from_wire(error.to_wire())
-                # Nothing tells when a disk has room again.
-                self._expire_at = time.time() + BUSY_SECONDS_MAXIMUM
-            self._tell(batch)
-        self._db.close()
-        self._sessions.close()
+        try:
+            while not (self._closed and not self._asked):
+                self._turn()
+        finally:
+            # Nobody may wait for who is gone; others take over what this process had leased.
+            self._closed = True
+            left = [*self._batch, *self._asked]
+            self._fail(left, Unavailable("The queue of jobs has ended in this process."))
+            self._answer(left, news=False)
+            self._db.close()
+            self._sessions.close()
+
+    def _turn(self) -> None:
+        """Wait for something to do, and do it in one transaction."""
+        wait_seconds = min(LOOK_SECONDS, max(0.0, self._expire_at - time.time()))
+        self._ended |= self._sessions.wait(0.0 if self._asked else wait_seconds)
+        count = min(len(self._asked), BATCH_MAXIMUM)
+        self._batch = batch = [self._asked.popleft() for _ in range(count)]
+        try:
+            with _translated(self._path), self._transaction():
+                self._operate(batch)
+            self._ended.clear()
+        except StokerError as error:
+            _log.warning("jobs_unwritten", cause=error.cause, remedy=error.remedy)
+            self._fail(batch, error)
+            # Nothing tells when a disk has room again.
+            self._expire_at = time.time() + BUSY_SECONDS_MAXIMUM
+        self._tell(batch)
+        self._batch = []
 
     def _operate(self, batch: list[_Asked]) -> None:
         now = time.time()
         for lease in self._ended:
             self._reap(lease)
         for asked in batch:
+            if asked.future.cancelled():
+                continue
             self._db.execute("SAVEPOINT operation")
             try:
                 asked.result = asked.operation(self._queue)
@@ -215,6 +245,14 @@ class JobStore:
         # It differs when another process has written.
         (version,) = self._db.execute("PRAGMA data_version").fetchone()
         news, self._data_version = news or version != self._data_version, version
+        self._answer(batch, news)
+
+    def _fail(self, batch: list[_Asked], error: StokerError) -> None:
+        for asked in batch:
+            # One error object for each, for every raise adds its traceback to it.
+            asked.error = StokerError.from_wire(error.to_wire())
+
+    def _answer(self, batch: list[_Asked], news: bool) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._settle, batch, news)
 

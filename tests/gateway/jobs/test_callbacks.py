@@ -34,6 +34,8 @@ class Here:
     async def run(self, operation: Callable[[JobQueue], T]) -> T:
         return operation(self.queue)
 
+    ask = run
+
 
 @pytest.fixture
 def here() -> Here:

@@ -9,12 +9,14 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from harness.gateway import ROOT
+from stoker.gateway.jobs import store
 from stoker.gateway.jobs.queue import JobQueue
 from stoker.gateway.jobs.records import Bounds, Job, Leased
 from stoker.gateway.jobs.store import JobStore
@@ -244,3 +246,44 @@ def test_a_file_of_another_release_or_of_something_else_is_refused(tmp_path: Pat
     (tmp_path / "jobs.sqlite").write_bytes(b"no database at all, but long enough" * 100)
     with pytest.raises(Unavailable, match=r"jobs\.sqlite"):
         asyncio.run(opening())
+
+
+def test_a_disk_that_hangs_holds_no_client_and_what_it_gave_up_never_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "ANSWER_SECONDS_MAXIMUM", 0.2)
+    hangs = threading.Event()
+
+    async def main() -> None:
+        opened = Opened(tmp_path)
+        stuck = asyncio.create_task(opened.store.run(lambda queue: hangs.wait(10)))
+        await asyncio.sleep(0.05)
+        with pytest.raises(Unavailable, match=r"within 0\.2 s"):
+            await opened.store.ask(lambda queue: queue.accept(job("late"), 1.0))
+        hangs.set()
+        assert await stuck
+        assert await opened.claim() == []
+        await opened.store.close()
+
+    asyncio.run(main())
+
+
+def test_a_thread_that_breaks_leaves_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        opened = Opened(tmp_path)
+
+        def breaks(queue: JobQueue) -> None:
+            raise SystemExit
+
+        results = await asyncio.gather(
+            opened.store.run(breaks), opened.accept("a"), return_exceptions=True
+        )
+        assert all(isinstance(result, Unavailable) for result in results), results
+        with pytest.raises(Unavailable):
+            await opened.accept("b")
+        await opened.store.close()
+
+    monkeypatch.setattr(threading, "excepthook", lambda told: None)
+    asyncio.run(main())
