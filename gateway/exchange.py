@@ -109,6 +109,8 @@ class Request:
 
     async def discard(self) -> None:
         """Let go by what the client still sends of a body that nobody wants."""
+        if self._complete:
+            return
         try:
             async with asyncio.timeout(DISCARD_SECONDS):
                 while not self._complete:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +39,7 @@ APPS = HERE / "peers"
 READY_SECONDS_MAXIMUM = 120.0
 POLL_SECONDS = 0.1
 CONCURRENCY = 8192
+LITELLM_KEY = f"sk-{secrets.token_hex(24)}"
 CHAT = '{"model": "chat", "messages": [{"role": "user", "content": "Is it?"}]}'
 _CORES = sorted(os.sched_getaffinity(0))
 FRONT_CORE, OTHER_CORES = {_CORES[0]}, set(_CORES[1:]) or {_CORES[0]}
@@ -183,6 +185,7 @@ PEERS = tuple(name for name, subject in SUBJECTS.items() if subject.peer)
 
 def _write_litellm(null_port: int, scratch: Path) -> None:
     (scratch / "litellm.yaml").write_text(
+        f"general_settings:\n  master_key: {LITELLM_KEY}\n"
         "model_list:\n"
         "  - model_name: chat\n"
         "    litellm_params:\n"
@@ -231,6 +234,8 @@ def _wait(own: Launched, holds: Callable[[], bool]) -> None:
 
 
 def _headers(name: str, scratch: Path) -> Mapping[str, str]:
+    if name == "litellm":
+        return {"authorization": f"Bearer {LITELLM_KEY}"}
     password = scratch / "auth" / "password"
     if name == "stoker_chat" and password.exists():
         return {"authorization": f"Bearer {password.read_text().strip()}"}

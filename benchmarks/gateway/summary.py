@@ -1,4 +1,8 @@
-"""Medians over the rounds, what is compared within rounds, and the tables."""
+"""Medians over the rounds, what is compared within rounds, and the tables.
+
+Rates are per second of processor time of the process that clients talk to: the same as requests
+per second where it has its core to itself.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +41,21 @@ def figures(rounds: Rounds, peers: tuple[str, ...]) -> dict[str, float | None]:
 
 def show(rounds: Rounds, errors: Mapping[str, str], console: Console) -> None:
     rates = Table(title="Requests per second of one core", box=None, pad_edge=False)
-    for heading in ("subject", "median", "min-max", "share of the core", "stoker / it"):
+    for heading in (
+        "subject",
+        "median",
+        "min-max",
+        "as measured",
+        "share of the core",
+        "stoker / it",
+    ):
         rates.add_column(heading, justify="left" if heading == "subject" else "right")
     for key in _keys(rounds, "closed "):
         name = key.removeprefix("closed ")
-        values = [taken[key]["requests_per_second"] for taken in rounds if key in taken]
-        cores = statistics.median(taken[key]["core"] for taken in rounds if key in taken)
+        found = [taken[key] for taken in rounds if key in taken]
+        values = [sample["per_core"] for sample in found]
+        measured = statistics.median(sample["requests_per_second"] for sample in found)
+        cores = statistics.median(sample["core"] for sample in found)
         same = "stoker_chat" if name in ("litellm", "stoker_chat") else "stoker"
         ratio = _median(
             rounds, lambda taken, name=name, same=same: _ratio(taken, same, [_rate(taken, name)])
@@ -51,6 +64,7 @@ def show(rounds: Rounds, errors: Mapping[str, str], console: Console) -> None:
             name,
             f"{statistics.median(values):.0f}",
             f"{min(values):.0f}-{max(values):.0f}",
+            f"{measured:.0f}",
             f"{cores:.0%}",
             "-" if ratio is None else f"{ratio:.2f}",
         )
@@ -74,7 +88,7 @@ def _keys(rounds: Rounds, prefix: str) -> list[str]:
 
 def _rate(taken: Round, name: str) -> float | None:
     sample = taken.get(f"closed {name}")
-    return None if sample is None else sample["requests_per_second"]
+    return None if sample is None else sample["per_core"]
 
 
 def _ratio(taken: Round, ours: str, others: list[float | None]) -> float | None:
@@ -93,7 +107,7 @@ def _over(rounds: Rounds, kind: str, name: str) -> float | None:
     return _median(rounds, one)
 
 
-def _value(key: str, name: str = "requests_per_second") -> Callable[[Round], float | None]:
+def _value(key: str, name: str = "per_core") -> Callable[[Round], float | None]:
     return lambda taken: taken[key][name] if key in taken else None
 
 

@@ -68,10 +68,10 @@ def test_what_is_compared_is_compared_within_rounds(monkeypatch: pytest.MonkeyPa
 
     def taken(stoker: float, chat: float, litellm: float, p50: float) -> dict[str, Any]:
         return {
-            "closed stoker": {"requests_per_second": stoker, "failed": 0},
-            "closed stoker_chat": {"requests_per_second": chat, "failed": 1},
-            "closed litellm": {"requests_per_second": litellm, "failed": 0},
-            "closed kserve": {"requests_per_second": 1000.0, "failed": 0},
+            "closed stoker": {"per_core": stoker, "failed": 0},
+            "closed stoker_chat": {"per_core": chat, "failed": 1},
+            "closed litellm": {"per_core": litellm, "failed": 0},
+            "closed kserve": {"per_core": 1000.0, "failed": 0},
             "open stoker": {"p50_ms": p50, "p99_ms": 4.0},
             "open direct": {"p50_ms": 0.5, "p99_ms": 1.0},
             "hold stoker": {"before_mb": 60.0, "held_mb": 160.0},
