@@ -138,14 +138,15 @@ def named(name: str) -> FunctionRecord:
 
 def test_it_gets_nothing_of_the_instance_that_served_and_takes_one_start(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        process = await world.parked(checkpoint=CHECKPOINT)
+        function = replace(FUNCTION, task="chat")
+        process = await world.parked(function, checkpoint=CHECKPOINT)
         assert process.start.token == ""
         assert process.start.checkpoint == replace(CHECKPOINT, chunks=())
         assert process.start.work_dir == str(tmp_path / "run/instances/parked-1")
-        taken = world.processes.take(FUNCTION)
+        taken = world.processes.take(function)
         assert taken is not None
-        assert world.processes.take(FUNCTION) is None
-        start = WorkerStart("2-1", FUNCTION, "secret", 1, "/own", 6.0)
+        assert world.processes.take(function) is None
+        start = WorkerStart("2-1", function, "secret", 1, "/own", 6.0)
         with open(os.devnull) as file:
             beginning = asyncio.ensure_future(taken.begin(start, [file.fileno()]))
             await asyncio.sleep(0.02)
