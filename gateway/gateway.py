@@ -109,28 +109,28 @@ class Gateway:
             settings.body_bytes_maximum,
         )
         self._routes = self._route_table()
-        self._control = WSGIMiddleware(
-            create_app(
-                ControlPlane(
-                    Functions(store, view, self._resolve, self._evict, metrics, bundles),
-                    view.snapshot,
-                    self._router.in_flight,
-                    metrics,
-                    credentials,
-                    bundles,
-                    store,
-                    view,
-                    self._why,
-                    self._measure,
-                    Tokens(store, lambda: view.snapshot().tokens, view.apply),
-                    audit,
-                )
-            ),
-            workers=CONTROL_THREADS,
-        )
+        self._control = self._control_plane(metrics, bundles, audit)
         self._refresh_due = False
         view.on_change(self._on_change)
         self._report = asyncio.create_task(self._placement.report_forever(self._tick))
+
+    def _control_plane(self, metrics: Metrics, bundles: Bundles, audit: AuditLog) -> WSGIMiddleware:
+        store, view = self._store, self._view
+        control = ControlPlane(
+            Functions(store, view, self._resolve, self._evict, metrics, bundles),
+            view.snapshot,
+            self._router.in_flight,
+            metrics,
+            self._credentials,
+            bundles,
+            store,
+            view,
+            self._why,
+            self._measure,
+            Tokens(store, lambda: view.snapshot().tokens, view.apply),
+            audit,
+        )
+        return WSGIMiddleware(create_app(control), workers=CONTROL_THREADS)
 
     async def close(self) -> None:
         """Stop reporting and close every connection; requests must have ended."""

@@ -344,3 +344,12 @@ def test_a_classic_function_has_nothing_to_make_ready(tmp_path: Path) -> None:
         assert not world.forked
 
     in_world(tmp_path, story)
+
+
+def test_code_with_a_model_is_not_made_ready(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.wish(FUNCTION, checkpoint=CHECKPOINT)
+        await asyncio.sleep(0.1)
+        assert not world.processes._wishes
+
+    in_world(tmp_path, story)
