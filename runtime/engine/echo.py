@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from stoker.runtime.engine.context import tokens_left
-from stoker.runtime.engine.protocol import FinishReason, SamplingParams
+from stoker.runtime.engine.protocol import FinishReason, SamplingParams, TokenLogprobs
 
 
 class EchoEngine:
@@ -21,12 +21,12 @@ class EchoEngine:
         self.context_tokens = context_tokens
         self.active = 0
         self._end_token = end_token
-        self._seconds_per_token = seconds_per_token
+        self.seconds_per_token = seconds_per_token
 
     def submit(self, tokens: Sequence[int], params: SamplingParams) -> EchoStream:
         limit = min(params.max_tokens, tokens_left(len(tokens), self.context_tokens))
         self.active += 1
-        return EchoStream(self, list(tokens), limit, self._end_token, self._seconds_per_token)
+        return EchoStream(self, list(tokens), limit, self._end_token, params.top_logprobs)
 
     def close(self) -> None:
         """Nothing to release."""
@@ -34,14 +34,15 @@ class EchoEngine:
 
 class EchoStream:
     def __init__(
-        self, engine: EchoEngine, tokens: list[int], limit: int, end: int, seconds: float
+        self, engine: EchoEngine, tokens: list[int], limit: int, end: int, top: int | None
     ) -> None:
         self.finish_reason: FinishReason | None = None
+        self.logprobs: TokenLogprobs | None = None
         self._engine = engine
         self._tokens = tokens
         self._limit = limit
         self._end = end
-        self._seconds = seconds
+        self._top = top
         self._position = 0
         self._open = True
 
@@ -49,7 +50,7 @@ class EchoStream:
         return self
 
     async def __anext__(self) -> int:
-        await asyncio.sleep(self._seconds)
+        await asyncio.sleep(self._engine.seconds_per_token)
         if not self._open:
             raise StopAsyncIteration
         token = self._tokens[self._position % len(self._tokens)]
@@ -58,6 +59,8 @@ class EchoStream:
             self.cancel()
             raise StopAsyncIteration
         self._position += 1
+        if self._top is not None:
+            self.logprobs = TokenLogprobs(0.0, ((token, 0.0),)[: self._top])
         return token
 
     def cancel(self) -> None:

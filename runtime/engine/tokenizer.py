@@ -7,6 +7,7 @@ class doubles the time it takes (82 ms for a vocabulary of 49,000), for nothing 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,17 @@ from stoker.placement.errors import BadRequest, StartFailed
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
 
+def _byte_alphabet() -> dict[str, int]:
+    """How byte-level tokenizers write a byte: printable ones as themselves, others from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
+_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
+
+
 class TextCodec:
     """A tokenizer with its chat template (None: the model cannot chat)."""
 
@@ -33,6 +45,8 @@ class TextCodec:
         self._tokenizer = tokenizer
         self._chat_template = chat_template
         self._special_tokens = dict(special_tokens or {})
+        # Such a tokenizer has a token for the space alone, written so.
+        self._byte_level = tokenizer.token_to_id("\u0120") is not None
 
     @property
     def can_chat(self) -> bool:
@@ -55,6 +69,15 @@ class TextCodec:
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`, without special tokens."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def token_bytes(self, token: int) -> bytes:
+        """What one token stands for, special tokens too; it may be a part of a character."""
+        name = str(self._tokenizer.id_to_token(token) or "")
+        if self._byte_level and all(character in _BYTES for character in name):
+            return bytes(_BYTES[character] for character in name)
+        if _BYTE_TOKEN.fullmatch(name):
+            return bytes.fromhex(name[3:5])
+        return name.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The prompt for the assistant's next message; BadRequest if the template refuses."""

@@ -32,8 +32,8 @@ from transformers.modeling_utils import PreTrainedModel
 from stoker.placement.errors import InstanceLost, StartFailed
 from stoker.runtime.engine.context import tokens_left
 from stoker.runtime.engine.kv_cache import PAGE_TOKENS, cache_blocks
-from stoker.runtime.engine.protocol import FinishReason, SamplingParams
-from stoker.runtime.engine.sampling import SamplingProcessor
+from stoker.runtime.engine.protocol import FinishReason, SamplingParams, TokenLogprobs
+from stoker.runtime.engine.sampling import Sampler, SamplingProcessor
 
 BATCH_TOKENS_MAXIMUM = 512
 """Prompt tokens in one forward pass; a longer prompt is split, and others decode in between."""
@@ -57,7 +57,7 @@ class TransformersEngine:
         concurrency: int,
     ) -> None:
         self.context_tokens = context_tokens
-        self._end_tokens = list(end_tokens)
+        self.end_tokens = list(end_tokens)
         self._on_lost: Callable[[], None] = lambda: None
         self._names = itertools.count()
         try:
@@ -110,15 +110,16 @@ class TransformersEngine:
 
     def submit(self, tokens: Sequence[int], params: SamplingParams) -> TransformersStream:
         limit = min(params.max_tokens, tokens_left(len(tokens), self.context_tokens))
-        stream = TransformersStream(self, f"r{next(self._names)}", self._end_tokens)
+        sampler = Sampler(params, len(tokens))
+        stream = TransformersStream(self, f"r{next(self._names)}", sampler, len(tokens))
         self._manager.register_result_handler(stream.request_id, stream.deliver)
         accepted = self._manager.add_request(
             list(tokens),
             request_id=stream.request_id,
             max_new_tokens=limit,
             streaming=True,
-            eos_token_id=self._end_tokens or -1,
-            sampling=params,
+            eos_token_id=self.end_tokens or -1,
+            sampling=sampler,
         )
         if accepted is None:
             self._forget(stream.request_id)
@@ -164,24 +165,30 @@ class TransformersStream:
     """Tokens of one request, handed over from the engine's thread to the event loop."""
 
     def __init__(
-        self, engine: TransformersEngine, request_id: str, end_tokens: Sequence[int]
+        self, engine: TransformersEngine, request_id: str, sampler: Sampler, prompt_tokens: int
     ) -> None:
         self.finish_reason: FinishReason | None = None
+        self.logprobs: TokenLogprobs | None = None
         self.request_id = request_id
         self._engine = engine
-        self._end_tokens = end_tokens
+        self._sampler = sampler
+        self._position = prompt_tokens
         # Bounded by the request's own max_tokens.
-        self._tokens: asyncio.Queue[int | InstanceLost | None] = asyncio.Queue()
+        self._tokens: asyncio.Queue[tuple[int, TokenLogprobs | None] | InstanceLost | None]
+        self._tokens = asyncio.Queue()
         self._delivered = 0
         self._open = True
 
     def deliver(self, output: Any) -> None:
         """One result of the engine: all tokens so far, on the event loop."""
+        end_tokens = self._engine.end_tokens
         fresh = output.generated_tokens[self._delivered :]
         self._delivered += len(fresh)
         for token in fresh:
-            if token not in self._end_tokens:
-                self._tokens.put_nowait(token)
+            logprobs = self._sampler.taken(self._position)
+            self._position += 1
+            if token not in end_tokens:
+                self._tokens.put_nowait((token, logprobs))
         if not output.is_finished():
             return
         self._open = False
@@ -189,7 +196,7 @@ class TransformersStream:
             self._tokens.put_nowait(_lost(output.error))
             self._engine.failed()
             return
-        ended = bool(output.generated_tokens) and output.generated_tokens[-1] in self._end_tokens
+        ended = bool(output.generated_tokens) and output.generated_tokens[-1] in end_tokens
         self.finish_reason = "stop" if ended else "length"
         self._tokens.put_nowait(None)
 
@@ -203,7 +210,8 @@ class TransformersStream:
         if item is None:
             self._tokens.put_nowait(None)
             raise StopAsyncIteration
-        return item
+        token, self.logprobs = item
+        return token
 
     def cancel(self) -> None:
         if self._open:

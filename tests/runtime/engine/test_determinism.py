@@ -88,7 +88,10 @@ def test_a_request_that_is_set_aside_for_want_of_room_goes_on_as_if_it_was_not(
     roomy = _engine("llama")
     monkeypatch.setattr(kv_cache, "CACHE_TOKENS_MAXIMUM", 256)
     tight = _engine("llama")
-    params = [SamplingParams(max_tokens=120, temperature=1.0, seed=seed) for seed in range(5)]
+    params = [
+        SamplingParams(max_tokens=120, temperature=1.0, seed=seed, presence_penalty=1.0)
+        for seed in range(5)
+    ]
 
     async def scenario(engine: TransformersEngine) -> list[list[int]]:
         prompts = [[seed + 1] * 70 for seed in range(5)]

@@ -87,3 +87,18 @@ def test_many_requests_run_at_once(engine: Engine) -> None:
         assert [len(answer) for answer in answers] == [6] * 6
 
     asyncio.run(scenario())
+
+
+def test_scores_come_with_their_tokens_when_asked_and_not_otherwise(engine: Engine) -> None:
+    async def scenario() -> None:
+        stream = engine.submit([1, 2, 3], SamplingParams(max_tokens=4, top_logprobs=1))
+        scored = [(token, stream.logprobs) async for token in stream]
+        assert len(scored) == 4
+        for token, logprobs in scored:
+            assert logprobs is not None
+            assert logprobs.chosen <= 0.0
+            assert logprobs.top == ((token, logprobs.chosen),)
+        plain = engine.submit([1, 2, 3], SamplingParams(max_tokens=2))
+        assert [plain.logprobs async for _ in plain] == [None, None]
+
+    asyncio.run(scenario())

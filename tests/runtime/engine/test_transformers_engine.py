@@ -14,7 +14,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from harness import tiny_model
 from stoker.placement.errors import InstanceLost
-from stoker.runtime.engine.protocol import SamplingParams
+from stoker.runtime.engine.protocol import SamplingParams, TokenLogprobs
 from stoker.runtime.engine.transformers_engine import TransformersEngine
 
 PROMPTS = [[1, 2, 3], [9] * 40, [200, 100, 50, 25, 12], list(range(70))]
@@ -114,6 +114,42 @@ def test_a_continuation_draws_the_tokens_that_the_whole_would_have_had(
     async def scenario() -> None:
         tokens = await _tokens(engine, PROMPTS[0], whole)
         assert await _tokens(engine, PROMPTS[0] + tokens[:5], rest) == tokens[5:]
+
+    asyncio.run(scenario())
+
+
+def test_scores_are_those_of_a_plain_forward_pass(
+    model: LlamaForCausalLM, engine: TransformersEngine
+) -> None:
+    params = SamplingParams(max_tokens=6, temperature=1.0, seed=3, top_logprobs=3)
+
+    async def scenario() -> tuple[list[int], list[TokenLogprobs | None]]:
+        stream = engine.submit(PROMPTS[0], params)
+        pairs = [(token, stream.logprobs) async for token in stream]
+        return [token for token, _ in pairs], [logprobs for _, logprobs in pairs]
+
+    tokens, noted = asyncio.run(scenario())
+    with torch.inference_mode():
+        logits = model(torch.tensor([PROMPTS[0] + tokens])).logits[0]
+    rows = logits.log_softmax(-1)[len(PROMPTS[0]) - 1 : -1]
+    for token, row, logprobs in zip(tokens, rows, noted, strict=True):
+        assert logprobs is not None
+        assert logprobs.chosen == pytest.approx(float(row[token]), abs=1e-3)
+        assert [value for _, value in logprobs.top] == pytest.approx(
+            row.topk(3).values.tolist(), abs=1e-3
+        )
+
+
+def test_penalties_keep_tokens_from_coming_back_and_biases_choose_them(
+    engine: TransformersEngine,
+) -> None:
+    async def scenario() -> None:
+        plain = await _tokens(engine, PROMPTS[1], SamplingParams(max_tokens=12))
+        penalized = SamplingParams(max_tokens=12, presence_penalty=2.0, frequency_penalty=2.0)
+        found = await _tokens(engine, PROMPTS[1], penalized)
+        assert len(set(found)) > len(set(plain))
+        biased = SamplingParams(max_tokens=3, logit_bias=((17, 100.0),))
+        assert await _tokens(engine, PROMPTS[0], biased) == [17, 17, 17]
 
     asyncio.run(scenario())
 
