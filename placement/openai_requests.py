@@ -1,8 +1,14 @@
-"""Bodies of the OpenAI routes, checked once: a wrong one is a 400 that names the parameter."""
+"""Bodies of the OpenAI routes, checked: a wrong one is a 400 that names the parameter.
+
+The gateway checks before it looks for an instance, so that no wrong request ever starts one; the
+instance checks again, since its function can be called past those routes. Every check takes
+microseconds whatever the body says, but for the lists of tokens, which are walked once.
+"""
 
 from __future__ import annotations
 
 import math
+import reprlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,18 +18,32 @@ import orjson
 
 from stoker.placement.errors import BadJson, BadRequest
 
+MESSAGES_MAXIMUM = 4096
+CHOICES_MAXIMUM = 128
+TOP_LOGPROBS_MAXIMUM = 20
+_COMPLETION_LOGPROBS_MAXIMUM = 5
 _STOPS_MAXIMUM = 4
+# Each token is compared with every start of every stop string.
+_STOP_CHARACTERS_MAXIMUM = 256
+_BIASES_MAXIMUM = 1024
 _PROMPTS_MAXIMUM = 128
-_INPUTS_MAXIMUM = 2048
+INPUTS_MAXIMUM = 2048
 _TOKEN_ID_MAXIMUM = 2**31 - 1
 _INTEGER_MAXIMUM = 2**63 - 1
 
 Prompt = str | tuple[int, ...]
+# Of a large value only the beginning is written.
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = 60
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """`max_tokens` None: as many as the context leaves. Without a `seed`, one is drawn."""
+    """`max_tokens` None: as many as the context leaves. Without a `seed`, one is drawn.
+
+    `choice_count` answers are given to each prompt. With `top_logprobs`, each token comes with its
+    log probability and those of so many likeliest ones.
+    """
 
     max_tokens: int | None
     temperature: float
@@ -32,6 +52,11 @@ class GenerationOptions:
     stop: tuple[str, ...]
     stream: bool
     include_usage: bool
+    choice_count: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    top_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +68,22 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
+    """With `echo`, an answer begins with its prompt."""
+
     model: str
     prompts: tuple[Prompt, ...]
     options: GenerationOptions
+    echo: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRequest:
+    """`dimensions` is how long the client wants the vectors, if it said so."""
+
     model: str
     inputs: tuple[Prompt, ...]
     encoding: Literal["float", "base64"]
+    dimensions: int | None = None
 
 
 def parse_body(body: bytes) -> dict[str, Any]:
@@ -71,28 +102,41 @@ def parse_body(body: bytes) -> dict[str, Any]:
 
 def chat_request(body: Mapping[str, Any]) -> ChatRequest:
     """POST /v1/chat/completions."""
-    _refuse_unsupported(body, ("tools", "functions", "logprobs", "top_logprobs", "logit_bias"))
+    _refuse_unsupported(body, ("tools", "functions", "audio", "web_search_options"))
+    for name in ("tool_choice", "function_call"):
+        if body.get(name) not in (None, "none"):
+            raise _unsupported(name, '"none"', body[name])
+    if body.get("modalities") not in (None, [], ["text"]):
+        raise _unsupported("modalities", '["text"]', body["modalities"])
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise _wrong("messages", "a list with at least one message", messages)
+    if len(messages) > MESSAGES_MAXIMUM:
+        found = f"{len(messages)} messages"
+        raise _wrong("messages", f"at most {MESSAGES_MAXIMUM} messages", found)
     limit = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
     return ChatRequest(
         model=_text(body, "model"),
         messages=tuple(_message(m, f"messages[{i}]") for i, m in enumerate(messages)),
-        options=_options(body, limit, None),
+        options=_options(body, limit, None, _chat_logprobs(body)),
     )
 
 
 def completion_request(body: Mapping[str, Any]) -> CompletionRequest:
     """POST /v1/completions."""
-    _refuse_unsupported(body, ("logprobs", "suffix", "echo", "logit_bias"))
-    if body.get("best_of") not in (None, 1):
-        raise _unsupported("best_of", "1", body["best_of"])
+    _refuse_unsupported(body, ("suffix",))
     prompts = _prompts(body, "prompt", _PROMPTS_MAXIMUM)
-    options = _options(body, "max_tokens", 16)
-    if options.stream and len(prompts) > 1:
-        raise _unsupported("prompt", "one prompt with stream", f"{len(prompts)} prompts")
-    return CompletionRequest(_text(body, "model"), prompts, options)
+    logprobs = _integer(body, "logprobs", None, 0, _COMPLETION_LOGPROBS_MAXIMUM)
+    options = _options(body, "max_tokens", 16, logprobs)
+    if options.choice_count * len(prompts) > CHOICES_MAXIMUM:
+        expected = f"at most {CHOICES_MAXIMUM} answers to all prompts"
+        raise _wrong("n", expected, f"{options.choice_count} to each of {len(prompts)}")
+    if body.get("best_of") not in (None, options.choice_count):
+        raise _unsupported("best_of", f"{options.choice_count}, as n", body["best_of"])
+    echo = _boolean(body, "echo")
+    if echo and logprobs is not None:
+        raise _unsupported("echo", "false with logprobs: those of a prompt are not computed", echo)
+    return CompletionRequest(_text(body, "model"), prompts, options, echo)
 
 
 def embedding_request(body: Mapping[str, Any]) -> EmbeddingRequest:
@@ -100,20 +144,19 @@ def embedding_request(body: Mapping[str, Any]) -> EmbeddingRequest:
     encoding: Any = body.get("encoding_format") or "float"
     if encoding not in ("float", "base64"):
         raise _wrong("encoding_format", '"float" or "base64"', encoding)
-    if body.get("dimensions") is not None:
-        raise _unsupported("dimensions", "the model's own size", body["dimensions"])
-    inputs = _prompts(body, "input", _INPUTS_MAXIMUM)
-    return EmbeddingRequest(_text(body, "model"), inputs, encoding)
+    dimensions = _integer(body, "dimensions", None, 1, _TOKEN_ID_MAXIMUM)
+    inputs = _prompts(body, "input", INPUTS_MAXIMUM)
+    return EmbeddingRequest(_text(body, "model"), inputs, encoding, dimensions)
+
+
+def wrong_dimensions(expected: int, found: int) -> BadRequest:
+    """The model's vectors have another size than the client asked for."""
+    return _unsupported("dimensions", f"{expected}, the model's own size", found)
 
 
 def _options(
-    body: Mapping[str, Any], limit: str, default_max_tokens: int | None
+    body: Mapping[str, Any], limit: str, default_max_tokens: int | None, top_logprobs: int | None
 ) -> GenerationOptions:
-    if _integer(body, "n", 1, 1, _INTEGER_MAXIMUM) != 1:
-        raise _unsupported("n", "1", body["n"])
-    for name in ("frequency_penalty", "presence_penalty"):
-        if _number(body, name, 0.0, -2.0, 2.0) != 0.0:
-            raise _unsupported(name, "0", body[name])
     response_format = body.get("response_format")
     if response_format is not None and response_format != {"type": "text"}:
         raise _unsupported("response_format", '{"type": "text"}', response_format)
@@ -129,7 +172,37 @@ def _options(
         stop=_stops(body.get("stop")),
         stream=_boolean(body, "stream"),
         include_usage=_boolean(usage, "include_usage"),
+        choice_count=_integer(body, "n", 1, 1, CHOICES_MAXIMUM) or 1,
+        presence_penalty=_number(body, "presence_penalty", 0.0, -2.0, 2.0),
+        frequency_penalty=_number(body, "frequency_penalty", 0.0, -2.0, 2.0),
+        logit_bias=_biases(body.get("logit_bias")),
+        top_logprobs=top_logprobs,
     )
+
+
+def _chat_logprobs(body: Mapping[str, Any]) -> int | None:
+    wanted = _boolean(body, "logprobs")
+    top = _integer(body, "top_logprobs", None, 0, TOP_LOGPROBS_MAXIMUM)
+    if top and not wanted:
+        raise _wrong("top_logprobs", "logprobs: true beside it", top)
+    return top or 0 if wanted else None
+
+
+def _biases(value: Any) -> tuple[tuple[int, float], ...]:
+    if value is None:
+        return ()
+    expected = f"an object of at most {_BIASES_MAXIMUM} token numbers, each with -100 to 100,"
+    if not isinstance(value, dict):
+        raise _wrong("logit_bias", expected, value)
+    if len(value) > _BIASES_MAXIMUM:
+        raise _wrong("logit_bias", expected, f"{len(value)} of them")
+    biases = []
+    for token, bias in value.items():
+        number = int(token) if token.isdecimal() and token.isascii() and len(token) < 12 else -1
+        if not 0 <= number <= _TOKEN_ID_MAXIMUM or not _is_number(bias, -100.0, 100.0):
+            raise _wrong("logit_bias", expected, {token: bias})
+        biases.append((number, float(bias)))
+    return tuple(biases)
 
 
 def _message(message: Any, where: str) -> Mapping[str, str]:
@@ -166,7 +239,7 @@ def _prompts(body: Mapping[str, Any], name: str, most: int) -> tuple[Prompt, ...
     expected = "a string, a list of strings, or lists of token numbers"
     if not isinstance(value, list) or not value:
         raise _wrong(name, expected, value)
-    if _is_token(value[0]):
+    if type(value[0]) is int:
         value = [value]
     if len(value) > most:
         raise _wrong(name, f"at most {most} entries", f"{len(value)} entries")
@@ -174,23 +247,29 @@ def _prompts(body: Mapping[str, Any], name: str, most: int) -> tuple[Prompt, ...
     for index, item in enumerate(value):
         if isinstance(item, str):
             prompts.append(item)
-        elif isinstance(item, list) and item and all(_is_token(token) for token in item):
+        elif isinstance(item, list) and _are_tokens(item):
             prompts.append(tuple(item))
         else:
             raise _wrong(f"{name}[{index}]", expected, item)
     return tuple(prompts)
 
 
-def _is_token(value: Any) -> bool:
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    return is_integer and 0 <= value <= _TOKEN_ID_MAXIMUM
+def _are_tokens(values: list[Any]) -> bool:
+    return set(map(type, values)) == {int} and min(values) >= 0 and max(values) <= _TOKEN_ID_MAXIMUM
 
 
 def _stops(value: Any) -> tuple[str, ...]:
     stops = [] if value is None else [value] if isinstance(value, str) else value
-    valid = isinstance(stops, list) and all(isinstance(stop, str) and stop for stop in stops)
-    if not valid or len(stops) > _STOPS_MAXIMUM:
-        raise _wrong("stop", f"a string or a list of at most {_STOPS_MAXIMUM} of them", value)
+    expected = (
+        f"a string or a list of at most {_STOPS_MAXIMUM}, "
+        f"of at most {_STOP_CHARACTERS_MAXIMUM} characters each,"
+    )
+    if not isinstance(stops, list) or len(stops) > _STOPS_MAXIMUM:
+        found = f"{len(stops)} of them" if isinstance(stops, list) else stops
+        raise _wrong("stop", expected, found)
+    lengths = [len(stop) if isinstance(stop, str) else 0 for stop in stops]
+    if not all(0 < length <= _STOP_CHARACTERS_MAXIMUM for length in lengths):
+        raise _wrong("stop", expected, value)
     return tuple(stops)
 
 
@@ -209,11 +288,14 @@ def _number(body: Mapping[str, Any], name: str, default: float, least: float, mo
     value = body.get(name)
     if value is None:
         return default
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise _wrong(name, f"a number from {least:g} to {most:g}", value)
-    if not least <= value <= most:
+    if not _is_number(value, least, most):
         raise _wrong(name, f"a number from {least:g} to {most:g}", value)
     return float(value)
+
+
+def _is_number(value: Any, least: float, most: float) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and least <= value <= most
 
 
 def _boolean(body: Mapping[str, Any], name: str) -> bool:
@@ -253,4 +335,4 @@ def _unsupported(name: str, expected: str, found: Any) -> BadRequest:
 
 
 def _shown(value: Any) -> str:
-    return f"{value!r:.60}" if value is not None else "nothing"
+    return f"{_BRIEF.repr(value):.60}" if value is not None else "nothing"

@@ -9,21 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
 import orjson
 
 from stoker.placement.errors import BadRequest, StokerError
-from stoker.placement.records import Task
-from stoker.runtime.engine.context import tokens_left
-from stoker.runtime.engine.protocol import Engine, FinishReason, SamplingParams
-from stoker.runtime.engine.stop import Detokenizer, StopMatcher
-from stoker.runtime.handlers import openai_answers
-from stoker.runtime.handlers.http import Request, Response, json_response
-from stoker.runtime.handlers.openai_answers import Answer, Usage
-from stoker.runtime.handlers.openai_types import (
+from stoker.placement.openai_requests import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
@@ -33,7 +26,14 @@ from stoker.runtime.handlers.openai_types import (
     completion_request,
     embedding_request,
     parse_body,
+    wrong_dimensions,
 )
+from stoker.placement.records import Task
+from stoker.runtime.engine.protocol import Engine
+from stoker.runtime.handlers import openai_answers
+from stoker.runtime.handlers.generation import Codec, Generation, Piece, side_by_side
+from stoker.runtime.handlers.http import Request, Response, json_response
+from stoker.runtime.handlers.openai_answers import Answer, Usage
 
 _ROUTES = {
     "/v1/chat/completions": "messages",
@@ -44,73 +44,10 @@ _EVENT_STREAM = (("content-type", "text/event-stream"), ("cache-control", "no-ca
 _PLAIN_TEXT = (("content-type", "text/plain; charset=utf-8"),)
 
 
-class Codec(Protocol):
-    """What the handlers need of a tokenizer."""
-
-    @property
-    def can_chat(self) -> bool: ...
-    @property
-    def vocabulary_size(self) -> int: ...
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
-    def decode(self, tokens: Sequence[int]) -> str: ...
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]: ...
-
-
 class Embeds(Protocol):
     """What the handlers need of an embedder."""
 
     async def embed(self, texts: Sequence[Sequence[int]]) -> list[list[float]]: ...
-
-
-class Generation:
-    """One running request: iterate `pieces` for its text; the rest is set as it goes."""
-
-    def __init__(
-        self, engine: Engine, codec: Codec, prompt: Sequence[int], options: GenerationOptions
-    ) -> None:
-        left = tokens_left(len(prompt), engine.context_tokens)
-        self.prompt_tokens = len(prompt)
-        self.completion_tokens = 0
-        self.prefill: tuple[float, float] | None = None
-        self.finish_reason: FinishReason = "length"
-        self._prompt = prompt
-        self._engine = engine
-        self._detokenizer = Detokenizer(codec.decode)
-        self._stop = StopMatcher(options.stop)
-        self._params = SamplingParams(
-            max_tokens=min(options.max_tokens or left, left),
-            temperature=options.temperature,
-            top_p=options.top_p,
-            seed=options.seed,
-        )
-
-    @property
-    def usage(self) -> Usage:
-        return Usage(self.prompt_tokens, self.completion_tokens)
-
-    async def pieces(self) -> AsyncGenerator[str, None]:
-        """The text as it comes, one piece per token, possibly empty. Closing it cancels."""
-        started = time.monotonic()
-        stream = self._engine.submit(self._prompt, self._params)
-        try:
-            async for token in stream:
-                if not self.completion_tokens:
-                    self.prefill = (started, time.monotonic())
-                self.completion_tokens += 1
-                text, stopped = self._stop.push(self._detokenizer.push(token))
-                yield text
-                if stopped:
-                    self.finish_reason = "stop"
-                    return
-            text, stopped = self._stop.push(self._detokenizer.flush())
-            yield text if stopped else text + self._stop.flush()
-            self.finish_reason = "stop" if stopped else stream.finish_reason or "stop"
-        finally:
-            stream.cancel()
-
-    async def whole(self) -> str:
-        async with aclosing(self.pieces()) as pieces:
-            return "".join([piece async for piece in pieces])
 
 
 class GenerationHandler:
@@ -133,22 +70,21 @@ class GenerationHandler:
 
     async def _chat(self, request: ChatRequest) -> Response:
         tokens = self._codec.encode_chat(request.messages)
-        generation = Generation(self._engine, self._codec, tokens, request.options)
-        answer = Answer.new("chat", request.model)
-        if request.options.stream:
-            return await _stream(answer, generation, request.options.include_usage)
-        return await _whole(answer, [generation])
+        generations = self._generations(tokens, request.options)
+        answer = Answer.new("chat", request.model, scored=request.options.top_logprobs is not None)
+        return await _answer(answer, generations, request.options)
 
     async def _complete(self, request: CompletionRequest) -> Response:
         options = request.options
-        generations = [
-            Generation(self._engine, self._codec, self._tokens(prompt), options)
-            for prompt in request.prompts
-        ]
-        answer = Answer.new("completion", request.model)
-        if options.stream:
-            return await _stream(answer, generations[0], options.include_usage)
-        return await _whole(answer, generations)
+        generations: list[Generation] = []
+        for prompt in request.prompts:
+            tokens = self._tokens(prompt)
+            echo = ""
+            if request.echo:
+                echo = prompt if isinstance(prompt, str) else self._codec.decode(prompt)
+            generations += self._generations(tokens, options, echo)
+        answer = Answer.new("completion", request.model, scored=options.top_logprobs is not None)
+        return await _answer(answer, generations, options)
 
     async def _text(self, text: str) -> Response:
         """Plain text: a user's message to a chat model, a prompt to another."""
@@ -162,7 +98,24 @@ class GenerationHandler:
             tokens = self._codec.encode(text)
         generation = Generation(self._engine, self._codec, tokens, options)
         answer = await generation.whole()
-        return Response(200, _PLAIN_TEXT, answer.encode(), generation.prefill)
+        return Response(200, _PLAIN_TEXT, answer.text.encode(), generation.prefill)
+
+    def _generations(
+        self, tokens: Sequence[int], options: GenerationOptions, echo: str = ""
+    ) -> list[Generation]:
+        """The answers to one prompt."""
+        largest = max((token for token, _ in options.logit_bias), default=0)
+        if largest >= self._codec.vocabulary_size:
+            raise BadRequest(
+                f"Expected tokens below {self._codec.vocabulary_size} in logit_bias, "
+                f"found {largest}.",
+                "Send tokens of this model's vocabulary.",
+                param="logit_bias",
+            )
+        return [
+            Generation(self._engine, self._codec, tokens, options, choice=choice, echo=echo)
+            for choice in range(options.choice_count)
+        ]
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         return _encode(self._codec, prompt, "prompt")
@@ -188,6 +141,8 @@ class EmbeddingHandler:
         texts = [_encode(self._codec, text, "input") for text in request.inputs]
         started = time.monotonic()
         vectors = await self._embedder.embed(texts)
+        if request.dimensions not in (None, len(vectors[0])):
+            raise wrong_dimensions(len(vectors[0]), request.dimensions or 0)
         count = sum(len(tokens) for tokens in texts)
         payload = openai_answers.embeddings(request.model, vectors, request.encoding, count)
         prefill = (started, time.monotonic())
@@ -244,57 +199,83 @@ def _not_served(what: str, model: str, remedy: str) -> BadRequest:
     )
 
 
+async def _answer(
+    answer: Answer, generations: Sequence[Generation], options: GenerationOptions
+) -> Response:
+    if options.stream:
+        return await _stream(answer, generations, options.include_usage)
+    return await _whole(answer, generations)
+
+
 async def _whole(answer: Answer, generations: Sequence[Generation]) -> Response:
     tasks = [asyncio.ensure_future(generation.whole()) for generation in generations]
     try:
-        texts = [(await t, g.finish_reason) for t, g in zip(tasks, generations, strict=True)]
+        pieces = await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
-    usage = Usage(
-        sum(g.prompt_tokens for g in generations), sum(g.completion_tokens for g in generations)
-    )
+    answers = [(piece, g.finish_reason) for piece, g in zip(pieces, generations, strict=True)]
     return Response(
         200,
         (("content-type", "application/json"),),
-        answer.whole(texts, usage),
+        answer.whole(answers, _usage(generations)),
         generations[0].prefill,
     )
 
 
-async def _stream(answer: Answer, generation: Generation, include_usage: bool) -> Response:
+def _usage(generations: Sequence[Generation]) -> Usage:
+    """A prompt counts once, however many answers it has."""
+    return Usage(
+        sum(g.prompt_tokens for g in generations if g.choice == 0),
+        sum(g.completion_tokens for g in generations),
+    )
+
+
+async def _stream(
+    answer: Answer, generations: Sequence[Generation], include_usage: bool
+) -> Response:
     """Waits for the first token, so that an error before it is still an HTTP status."""
-    pieces = generation.pieces()
+    pieces = side_by_side(generations)
     try:
-        first = await anext(pieces, "")
+        first = await anext(pieces)
     except BaseException:
         await pieces.aclose()
         raise
-    events = _events(answer, generation, first, pieces, include_usage)
-    return Response(200, _EVENT_STREAM, events, generation.prefill)
+    events = _events(answer, generations, first, pieces, include_usage)
+    return Response(200, _EVENT_STREAM, events, generations[first[0]].prefill)
 
 
 async def _events(
     answer: Answer,
-    generation: Generation,
-    first: str,
-    pieces: AsyncGenerator[str, None],
+    generations: Sequence[Generation],
+    first: tuple[int, Piece | None],
+    pieces: AsyncGenerator[tuple[int, Piece | None], None],
     include_usage: bool,
 ) -> AsyncGenerator[bytes, None]:
+    offsets = [0] * len(generations)
+
+    def event(index: int, piece: Piece | None) -> bytes:
+        if piece is None:
+            return answer.last_chunk(index, generations[index].finish_reason)
+        if not piece.text and not piece.scores:
+            return b""
+        offset = offsets[index]
+        offsets[index] += len(piece.text)
+        return answer.text_chunk(index, piece, offset)
+
     async with aclosing(pieces):
-        head = answer.role_chunk() if answer.kind == "chat" else b""
-        if first:
-            head += answer.text_chunk(first)
-        if head:
+        head = b""
+        if answer.kind == "chat":
+            head = b"".join(answer.role_chunk(index) for index in range(len(generations)))
+        if head := head + event(*first):
             yield head
         try:
-            async for piece in pieces:
-                if piece:
-                    yield answer.text_chunk(piece)
+            async for index, piece in pieces:
+                if chunk := event(index, piece):
+                    yield chunk
         except StokerError as error:
             yield openai_answers.error_event(error)
             return
-        yield answer.last_chunk(generation.finish_reason)
         if include_usage:
-            yield answer.usage_chunk(generation.usage)
+            yield answer.usage_chunk(_usage(generations))
         yield openai_answers.DONE

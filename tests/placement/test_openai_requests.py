@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from stoker.placement.errors import BadJson, BadRequest
-from stoker.runtime.handlers.openai_types import (
+from stoker.placement.openai_requests import (
     chat_request,
     completion_request,
     embedding_request,
@@ -29,7 +29,7 @@ MESSAGES = [{"role": "user", "content": "hello"}]
             "messages[0].content[0]",
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
         ),
-        ("n", {"n": 2}),
+        ("n", {"n": 129}),
         ("n", {"n": 10**9}),
         ("n", {"n": "1"}),
         ("n", {"n": 0}),
@@ -49,11 +49,30 @@ MESSAGES = [{"role": "user", "content": "hello"}]
         ("stream", {"stream": "yes"}),
         ("stream_options", {"stream_options": [1]}),
         ("include_usage", {"stream_options": {"include_usage": 1}}),
-        ("frequency_penalty", {"frequency_penalty": 0.5}),
-        ("presence_penalty", {"presence_penalty": -1}),
-        ("logprobs", {"logprobs": True}),
+        ("frequency_penalty", {"frequency_penalty": 2.5}),
+        ("presence_penalty", {"presence_penalty": -3}),
+        ("presence_penalty", {"presence_penalty": True}),
+        ("logprobs", {"logprobs": 3}),
+        ("top_logprobs", {"top_logprobs": 2}),
+        ("top_logprobs", {"logprobs": True, "top_logprobs": 21}),
+        ("top_logprobs", {"logprobs": True, "top_logprobs": 10**9}),
+        ("logit_bias", {"logit_bias": [1]}),
+        ("logit_bias", {"logit_bias": {"x": 1}}),
+        ("logit_bias", {"logit_bias": {"-1": 1}}),
+        ("logit_bias", {"logit_bias": {"7": 101}}),
+        ("logit_bias", {"logit_bias": {"7": "1"}}),
+        ("logit_bias", {"logit_bias": {"9" * 40: 1}}),
+        ("logit_bias", {"logit_bias": {str(i): 1 for i in range(1025)}}),
+        ("stop", {"stop": "x" * 257}),
         ("tools", {"tools": [{"type": "function"}]}),
+        ("functions", {"functions": [{"name": "f"}]}),
+        ("tool_choice", {"tool_choice": "auto"}),
+        ("function_call", {"function_call": {"name": "f"}}),
+        ("modalities", {"modalities": ["text", "audio"]}),
+        ("messages[0].role", {"messages": [{"role": "tool", "content": "x"}]}),
+        ("messages", {"messages": [{"role": "user", "content": "x"}] * 4097}),
         ("response_format", {"response_format": {"type": "json_object"}}),
+        ("response_format", {"response_format": {"type": "json_schema", "json_schema": {}}}),
         ("model", {"model": 5}),
     ],
 )
@@ -65,13 +84,75 @@ def test_a_wrong_chat_field_is_refused_by_its_name(param: str, change: dict[str,
     assert param in caught.value.cause
 
 
-def test_a_huge_n_is_refused_at_once() -> None:
-    began = time.monotonic()
+@pytest.mark.parametrize(
+    ("param", "change"),
+    [
+        ("suffix", {"suffix": "x"}),
+        ("best_of", {"best_of": 3}),
+        ("best_of", {"best_of": 1, "n": 2}),
+        ("logprobs", {"logprobs": 6}),
+        ("logprobs", {"logprobs": True}),
+        ("echo", {"echo": True, "logprobs": 0}),
+        ("echo", {"echo": "yes"}),
+        ("n", {"prompt": ["a", "b"], "n": 65}),
+        ("prompt", {"prompt": ["a"] * 129}),
+    ],
+)
+def test_a_wrong_completion_field_is_refused_by_its_name(
+    param: str, change: dict[str, Any]
+) -> None:
+    with pytest.raises(BadRequest) as caught:
+        completion_request({"prompt": "x"} | change)
 
-    with pytest.raises(BadRequest, match="n is not supported"):
-        completion_request({"prompt": "x", "n": 10**9})
+    assert caught.value.details["param"] == param
 
-    assert time.monotonic() - began < 0.1
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n": 10**9},
+        {"top_logprobs": 10**9, "logprobs": True},
+        {"stop": ["x"] * 100_000},
+        {"stop": [["x" * 1_000_000] * 1000]},
+        {"logit_bias": {str(i): 1 for i in range(100_000)}},
+        {"max_tokens": 10**30},
+        {"seed": [list(range(100_000))]},
+    ],
+)
+def test_what_is_huge_is_refused_at_once_and_in_few_words(change: dict[str, Any]) -> None:
+    began = time.thread_time()
+
+    with pytest.raises(BadRequest) as caught:
+        chat_request({"messages": MESSAGES} | change)
+
+    assert time.thread_time() - began < 0.01
+    assert len(str(caught.value)) < 400
+
+
+def test_what_the_engine_can_do_is_taken() -> None:
+    options = chat_request(
+        {
+            "messages": MESSAGES,
+            "n": 3,
+            "logprobs": True,
+            "top_logprobs": 2,
+            "presence_penalty": 0.5,
+            "frequency_penalty": -0.5,
+            "logit_bias": {"7": -100, "8": 1.5},
+            "tool_choice": "none",
+            "modalities": ["text"],
+            "user": "somebody",
+        }
+    ).options
+
+    assert (options.choice_count, options.top_logprobs) == (3, 2)
+    assert (options.presence_penalty, options.frequency_penalty) == (0.5, -0.5)
+    assert options.logit_bias == ((7, -100.0), (8, 1.5))
+    assert chat_request({"messages": MESSAGES, "logprobs": True}).options.top_logprobs == 0
+    completion = completion_request({"prompt": "x", "logprobs": 4, "n": 2, "best_of": 2})
+    assert (completion.options.top_logprobs, completion.options.choice_count) == (4, 2)
+    assert completion_request({"prompt": "x", "echo": True}).echo
+    assert embedding_request({"input": "x", "dimensions": 8}).dimensions == 8
 
 
 def test_defaults_and_nulls_are_those_of_openai() -> None:

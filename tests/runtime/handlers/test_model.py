@@ -10,42 +10,13 @@ from typing import Any
 import pytest
 
 from harness import tiny_model
+from harness.model_calls import CODEC, call, chat, events, post
 from stoker.placement.errors import BadRequest, ContextOverflow, InstanceLost
 from stoker.runtime.engine.echo import EchoEngine
 from stoker.runtime.engine.protocol import FinishReason, SamplingParams
 from stoker.runtime.engine.tokenizer import TextCodec
-from stoker.runtime.handlers.http import Handler, Request, Response
+from stoker.runtime.handlers.http import Request
 from stoker.runtime.handlers.model import EmbeddingHandler, GenerationHandler
-
-CODEC = TextCodec(tiny_model.byte_tokenizer(), tiny_model.CHAT_TEMPLATE, {"eos_token": "<end>"})
-JSON_TYPE = (("content-type", "application/json"),)
-
-
-def _post(path: str, body: dict[str, Any] | bytes) -> Request:
-    if isinstance(body, bytes):
-        return Request("POST", path, "", (), body)
-    return Request("POST", path, "", JSON_TYPE, json.dumps(body).encode())
-
-
-async def _read(response: Response) -> bytes:
-    if isinstance(response.body, bytes):
-        return response.body
-    return b"".join([piece async for piece in response.body])
-
-
-def _call(handler: Handler, request: Request) -> tuple[Response, bytes]:
-    async def scenario() -> tuple[Response, bytes]:
-        response = await handler(request)
-        return response, await _read(response)
-
-    return asyncio.run(scenario())
-
-
-def _events(payload: bytes) -> list[Any]:
-    lines = payload.decode().split("\n\n")
-    assert lines.pop() == ""
-    assert lines.pop() == "data: [DONE]"
-    return [json.loads(line.removeprefix("data: ")) for line in lines]
 
 
 @pytest.fixture
@@ -58,13 +29,8 @@ def handler(engine: EchoEngine) -> GenerationHandler:
     return GenerationHandler(engine, CODEC, "chat")
 
 
-def _chat(**fields: Any) -> Request:
-    body = {"model": "m", "messages": [{"role": "user", "content": "hé llo"}], **fields}
-    return _post("/v1/chat/completions", body)
-
-
 def test_a_chat_is_templated_and_answered_as_openai_does(handler: GenerationHandler) -> None:
-    response, payload = _call(handler, _chat(max_tokens=9))
+    response, payload = call(handler, chat(max_tokens=9))
 
     answer = json.loads(payload)
     assert response.status == 200
@@ -86,12 +52,12 @@ def test_a_chat_is_templated_and_answered_as_openai_does(handler: GenerationHand
 def test_a_streamed_chat_has_role_first_reason_last_and_usage_when_asked(
     handler: GenerationHandler,
 ) -> None:
-    response, payload = _call(
-        handler, _chat(max_tokens=9, stream=True, stream_options={"include_usage": True})
+    response, payload = call(
+        handler, chat(max_tokens=9, stream=True, stream_options={"include_usage": True})
     )
 
     assert dict(response.headers)["content-type"] == "text/event-stream"
-    *chunks, last, usage = _events(payload)
+    *chunks, last, usage = events(payload)
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     text = "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks)
     assert text == "[user]hé"
@@ -109,36 +75,34 @@ def test_a_streamed_chat_has_role_first_reason_last_and_usage_when_asked(
 def test_a_stop_string_is_never_sent_and_frees_the_engine(
     handler: GenerationHandler, engine: EchoEngine
 ) -> None:
-    _, whole = _call(handler, _chat(stop=["llo["]))
-    _, streamed = _call(handler, _chat(stop=["llo["], stream=True))
+    _, whole = call(handler, chat(stop=["llo["]))
+    _, streamed = call(handler, chat(stop=["llo["], stream=True))
 
     choice = json.loads(whole)["choices"][0]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("[user]hé ", "stop")
-    *chunks, last = _events(streamed)
+    *chunks, last = events(streamed)
     assert "".join(c["choices"][0]["delta"]["content"] for c in chunks) == "[user]hé "
     assert last["choices"][0]["finish_reason"] == "stop"
     assert engine.active == 0
 
 
 def test_without_max_tokens_a_chat_may_fill_the_context(handler: GenerationHandler) -> None:
-    _, payload = _call(handler, _chat())
+    _, payload = call(handler, chat())
 
     assert json.loads(payload)["usage"]["total_tokens"] == 128
 
 
 def test_a_prompt_over_the_context_is_refused_with_both_counts(handler: GenerationHandler) -> None:
-    request = _post("/v1/completions", {"prompt": "x" * 200})
+    request = post("/v1/completions", {"prompt": "x" * 200})
 
     with pytest.raises(ContextOverflow) as caught:
-        _call(handler, request)
+        call(handler, request)
 
     assert caught.value.details == {"prompt_tokens": 200, "context_tokens": 128}
 
 
 def test_several_prompts_get_a_choice_each(handler: GenerationHandler) -> None:
-    _, payload = _call(
-        handler, _post("/v1/completions", {"prompt": ["ab", "xyz"], "max_tokens": 3})
-    )
+    _, payload = call(handler, post("/v1/completions", {"prompt": ["ab", "xyz"], "max_tokens": 3}))
 
     answer = json.loads(payload)
     assert [choice["text"] for choice in answer["choices"]] == ["aba", "xyz"]
@@ -148,28 +112,28 @@ def test_several_prompts_get_a_choice_each(handler: GenerationHandler) -> None:
 def test_a_streamed_completion_has_text(handler: GenerationHandler) -> None:
     body = {"prompt": "abc", "max_tokens": 4, "stream": True}
 
-    _, payload = _call(handler, _post("/v1/completions", body))
+    _, payload = call(handler, post("/v1/completions", body))
 
-    *chunks, last = _events(payload)
+    *chunks, last = events(payload)
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "abca"
     assert last["choices"][0]["finish_reason"] == "length"
 
 
 def test_plain_text_is_a_users_message_and_comes_back_as_text(handler: GenerationHandler) -> None:
-    response, payload = _call(handler, _post("/", b"hi"))
+    response, payload = call(handler, post("/", b"hi"))
 
     assert dict(response.headers)["content-type"].startswith("text/plain")
     assert payload.decode().startswith("[user]hi[assistant]")
 
 
 def test_plain_text_is_a_prompt_to_a_completion_model(engine: EchoEngine) -> None:
-    _, payload = _call(GenerationHandler(engine, CODEC, "completion"), _post("/", b"abc"))
+    _, payload = call(GenerationHandler(engine, CODEC, "completion"), post("/", b"abc"))
 
     assert payload.decode().startswith("abcabc")
 
 
 def test_json_on_any_path_goes_to_the_matching_route(handler: GenerationHandler) -> None:
-    _, payload = _call(handler, _post("/anything", {"prompt": "ab", "max_tokens": 2}))
+    _, payload = call(handler, post("/anything", {"prompt": "ab", "max_tokens": 2}))
 
     assert json.loads(payload)["object"] == "text_completion"
 
@@ -178,20 +142,20 @@ def test_json_on_any_path_goes_to_the_matching_route(handler: GenerationHandler)
     "request_",
     [
         Request("GET", "/v1/chat/completions", "", (), b""),
-        _post("/", b""),
-        _post("/", b"\xff\xfe"),
-        _post("/", {"neither": 1}),
-        _post("/v1/embeddings", {"input": "x"}),
-        _post("/v1/completions", {"prompt": [9999]}),
-        _post("/v1/completions", {"prompt": ""}),
-        _post("/v1/completions", {"prompt": ["a", "b"], "stream": True}),
+        post("/", b""),
+        post("/", b"\xff\xfe"),
+        post("/", {"neither": 1}),
+        post("/v1/embeddings", {"input": "x"}),
+        post("/v1/completions", {"prompt": [9999]}),
+        post("/v1/completions", {"prompt": ""}),
+        post("/v1/completions", {"prompt": "a", "logit_bias": {"9999": 1}}),
     ],
 )
 def test_what_the_model_cannot_serve_is_refused(
     handler: GenerationHandler, request_: Request
 ) -> None:
     with pytest.raises(BadRequest) as caught:
-        _call(handler, request_)
+        call(handler, request_)
 
     assert caught.value.cause
     assert caught.value.remedy
@@ -201,7 +165,7 @@ def test_a_model_without_a_template_says_where_to_go_instead(engine: EchoEngine)
     plain = TextCodec(tiny_model.byte_tokenizer())
 
     with pytest.raises(BadRequest, match="/v1/completions"):
-        _call(GenerationHandler(engine, plain, "chat"), _chat())
+        call(GenerationHandler(engine, plain, "chat"), chat())
 
 
 class _Breaking(EchoEngine):
@@ -213,6 +177,7 @@ class _Breaking(EchoEngine):
 
 class _BreakingStream:
     finish_reason: FinishReason | None = None
+    logprobs: None = None
 
     def __init__(self, inner: Any) -> None:
         self._inner, self._left = inner, 3
@@ -233,7 +198,7 @@ class _BreakingStream:
 def test_a_failure_in_mid_stream_is_an_error_event_and_nothing_after() -> None:
     handler = GenerationHandler(_Breaking(), CODEC, "chat")
 
-    _, payload = _call(handler, _chat(stream=True))
+    _, payload = call(handler, chat(stream=True))
 
     last = payload.decode().split("\n\n")[-2]
     error = json.loads(last.removeprefix("data: "))["error"]
@@ -249,14 +214,14 @@ def test_a_failure_before_the_first_token_is_a_status() -> None:
     handler = GenerationHandler(_Breaking(), CODEC, "chat")
 
     with pytest.raises(InstanceLost):
-        _call(handler, _chat())
+        call(handler, chat())
 
 
 def test_a_client_that_stops_reading_frees_the_engine(
     handler: GenerationHandler, engine: EchoEngine
 ) -> None:
     async def scenario() -> None:
-        response = await handler(_chat(stream=True))
+        response = await handler(chat(stream=True))
         assert not isinstance(response.body, bytes)
         await anext(response.body)
         assert engine.active == 1
@@ -275,8 +240,8 @@ def test_embeddings_come_as_floats_or_base64() -> None:
     handler = EmbeddingHandler(_LengthEmbedder(), CODEC)
     body = {"model": "e", "input": ["abc", "de"]}
 
-    _, floats = _call(handler, _post("/v1/embeddings", body))
-    _, packed = _call(handler, _post("/v1/embeddings", body | {"encoding_format": "base64"}))
+    _, floats = call(handler, post("/v1/embeddings", body))
+    _, packed = call(handler, post("/v1/embeddings", body | {"encoding_format": "base64"}))
 
     answer = json.loads(floats)
     assert [item["embedding"] for item in answer["data"]] == [[3.0, 0.5], [2.0, 0.5]]
@@ -287,6 +252,17 @@ def test_embeddings_come_as_floats_or_base64() -> None:
 
 
 def test_plain_text_to_an_embedder_gives_its_vector() -> None:
-    _, payload = _call(EmbeddingHandler(_LengthEmbedder(), CODEC), _post("/", b"abcd"))
+    _, payload = call(EmbeddingHandler(_LengthEmbedder(), CODEC), post("/", b"abcd"))
 
     assert json.loads(payload) == [4.0, 0.5]
+
+
+def test_vectors_of_another_size_are_refused_and_of_the_models_own_are_not() -> None:
+    handler = EmbeddingHandler(_LengthEmbedder(), CODEC)
+
+    own, _ = call(handler, post("/v1/embeddings", {"input": "abc", "dimensions": 2}))
+    with pytest.raises(BadRequest, match="expected 2, the model's own size, found 3") as caught:
+        call(handler, post("/v1/embeddings", {"input": "abc", "dimensions": 3}))
+
+    assert own.status == 200
+    assert caught.value.details["param"] == "dimensions"
