@@ -1,4 +1,4 @@
-"""Talks to node agents: pins or evicts a checkpoint, reads the logs of functions."""
+"""Talks to node agents: pins or evicts a checkpoint, looks at loads, reads functions' logs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import aiohttp
 
 from stoker.gateway.internal import wire_error
 from stoker.placement.errors import StokerError, Unavailable
+from stoker.placement.load_answer import LoadAnswer
 from stoker.placement.records import (
     CheckpointRef,
     EvictRequest,
@@ -22,6 +23,8 @@ from stoker.placement.records import (
 # Reading the headers of a sharded checkpoint in a far bucket takes its time.
 RESOLVE_SECONDS = 120.0
 CONNECT_SECONDS = 5.0
+# Who looks at a load looks again soon.
+LOOK_SECONDS = 1.0
 LINE_BYTES_MAXIMUM = 64 * 1024
 
 
@@ -57,6 +60,21 @@ class AgentClient:
                 if response.status >= 300:
                     raise wire_error(response.status, body, f"node {node.node_id}")
                 return body
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _unreachable(node, error) from error
+
+    async def loaded_bytes(self, node: NodeRecord, digest: str) -> int:
+        """Bytes of a checkpoint's weights in the node's memory by now; StokerError."""
+        try:
+            async with self._session.get(
+                f"http://{node.agent_address}/loads/{digest}",
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(total=LOOK_SECONDS),
+            ) as response:
+                body = await response.read()
+                if response.status >= 400:
+                    raise wire_error(response.status, body, f"node {node.node_id}")
+                return decode(LoadAnswer, body).loaded_bytes
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _unreachable(node, error) from error
 

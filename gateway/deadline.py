@@ -33,6 +33,7 @@ class Deadline:
             self._earliest(timeouts.request_seconds, timeouts.response_start_seconds)
         )
         self._last_words: LastWords | None = None
+        self._begun = False
         self.expired = False
 
     async def hold(self, work: Awaitable[None], reply: Reply) -> None:
@@ -49,12 +50,13 @@ class Deadline:
                 f"request timeout: {self._function_key} did not answer in time.",
                 "Ask for less in one request, or raise the function's timeouts.",
             )
-            if not reply.status:
+            if not self._begun:
                 raise error from None
             await self._end(reply, error)
 
     def begin(self, last_words: LastWords | None) -> None:
-        """The head has gone; `last_words` end an answer that has no announced length."""
+        """The answer begins; `last_words` end one that has no announced length."""
+        self._begun = True
         self._last_words = last_words
         self.wrote()
 

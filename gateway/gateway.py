@@ -32,6 +32,7 @@ from stoker.gateway.jobs.service import Jobs
 from stoker.gateway.limits import Limiter
 from stoker.gateway.logs import SystemLogs
 from stoker.gateway.metrics import Metrics
+from stoker.gateway.oip import Oip
 from stoker.gateway.openai import OpenAi
 from stoker.gateway.placement_client import PlacementClient
 from stoker.gateway.router import Router
@@ -39,6 +40,7 @@ from stoker.gateway.settings import MIB, Settings
 from stoker.gateway.ssrf import Guard
 from stoker.gateway.tokens import Tokens
 from stoker.gateway.upstream import Upstream
+from stoker.gateway.waiting import Stages
 from stoker.placement.bundles import Bundles
 from stoker.placement.errors import DeadlineExceeded, StokerError
 from stoker.placement.records import CheckpointRef, EvictRequest, NodeRecord, ResolveRequest
@@ -48,7 +50,7 @@ from stoker.placement.why import WhyAnswer
 
 CONTROL_THREADS = 8
 # What is answered outside Flask, by how its path begins or by the path itself.
-PREFIXES = ("/function/", "/async-function/", "/system/async", "/v1/", "/openai/v1/")
+PREFIXES = ("/function/", "/async-function/", "/system/async", "/v1/", "/openai/v1/", "/v2")
 PATHS = ("/healthz", "/system/logs")
 T = TypeVar("T")
 Route = Callable[[Request, Reply], Awaitable[None]]
@@ -91,7 +93,15 @@ class Gateway:
             Limiter(settings.queue_seconds),
         )
         self._openai = OpenAi(
-            view.snapshot, self._invoker, credentials, settings.body_bytes_maximum
+            view.snapshot,
+            self._invoker,
+            Stages(view.snapshot, self._agents),
+            credentials,
+            settings.body_bytes_maximum,
+        )
+        functions = Functions(store, view, self._resolve, self._evict, metrics, bundles)
+        self._oip = Oip(
+            view.snapshot, self._invoker, functions, credentials, settings.body_bytes_maximum
         )
         self._hosts = Hosts(settings.domain) if settings.domain else None
         self._logs = SystemLogs(view.snapshot, self._agents, credentials)
@@ -109,25 +119,27 @@ class Gateway:
             settings.body_bytes_maximum,
         )
         self._routes = self._route_table()
-        self._control = self._control_plane(metrics, bundles, audit)
+        self._control = self._control_plane(functions, metrics, bundles, audit)
         self._refresh_due = False
         view.on_change(self._on_change)
         self._report = asyncio.create_task(self._placement.report_forever(self._tick))
 
-    def _control_plane(self, metrics: Metrics, bundles: Bundles, audit: AuditLog) -> WSGIMiddleware:
-        store, view = self._store, self._view
+    def _control_plane(
+        self, functions: Functions, metrics: Metrics, bundles: Bundles, audit: AuditLog
+    ) -> WSGIMiddleware:
+        view = self._view
         control = ControlPlane(
-            Functions(store, view, self._resolve, self._evict, metrics, bundles),
+            functions,
             view.snapshot,
             self._router.in_flight,
             metrics,
             self._credentials,
             bundles,
-            store,
+            self._store,
             view,
             self._why,
             self._measure,
-            Tokens(store, lambda: view.snapshot().tokens, view.apply),
+            Tokens(self._store, lambda: view.snapshot().tokens, view.apply),
             audit,
         )
         return WSGIMiddleware(create_app(control), workers=CONTROL_THREADS)
@@ -161,7 +173,7 @@ class Gateway:
     def _route_table(self) -> tuple[tuple[str, Route], ...]:
         """Who answers below each of PREFIXES."""
         jobs, openai = self._jobs.routes.route, self._openai.route
-        routes = (self._invoker.function_route, jobs, jobs, openai, openai)
+        routes = (self._invoker.function_route, jobs, jobs, openai, openai, self._oip.route)
         return tuple(zip(PREFIXES, routes, strict=True))
 
     async def _route(self, request: Request, reply: Reply, send: Send) -> None:

@@ -14,14 +14,13 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Protocol
 
 import orjson
 import structlog
 
 from stoker.gateway.access import check_invoke
 from stoker.gateway.auth import Credentials
+from stoker.gateway.call import Call, Surface, Translated
 from stoker.gateway.deadline import Deadline, LastWords, plain_words
 from stoker.gateway.exchange import ClientGone, Headers, Reply, Request, error_answer
 from stoker.gateway.headers import (
@@ -35,9 +34,11 @@ from stoker.gateway.metrics import Metrics
 from stoker.gateway.router import LOST_SECONDS, Router, Slot
 from stoker.gateway.sse import EventRelay, error_event
 from stoker.gateway.upstream import NotTaken, Upstream, UpstreamResponse
+from stoker.gateway.waiting import comment
 from stoker.placement.errors import (
     DeadlineExceeded,
     FunctionNotFound,
+    InstanceError,
     InstanceLost,
     StokerError,
     Unavailable,
@@ -54,29 +55,10 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 CLIENT_GONE_CODE = 499
 _PREFILL = re.compile(r"\bprefill;dur=([0-9]{1,9}(?:\.[0-9]{1,9})?)(?![\w.])")
 PREFILL_SECONDS_MAXIMUM = 3600.0
-_NOT_REACHED = "fetch;dur=0, load;dur=0, init;dur=0, prefill;dur=0"
+_OF_THE_BODY = frozenset({b"content-encoding", b"content-length", b"content-type"})
 _PATH = re.compile(r"/function/([-a-zA-Z_0-9.]+)(/.*)?", re.DOTALL)
 
 _log = structlog.get_logger()
-
-
-class Surface(Protocol):
-    """How the errors of one family of routes look; `headers` go on every response of it.
-
-    With `token_wanted` nobody gets further who may not invoke the function.
-    """
-
-    headers: Headers
-    token_wanted: bool
-
-    def error(self, error: StokerError) -> tuple[int, Headers, bytes]:
-        """Status, headers and body of a platform error."""
-
-    def stream_error(self, error: StokerError) -> bytes:
-        """The data of the event that ends a broken stream."""
-
-    async def translated(self, response: UpstreamResponse) -> bytes | None:
-        """Another body for the instance's response, or None to pass it on as it is."""
 
 
 class FunctionSurface:
@@ -94,45 +76,8 @@ class FunctionSurface:
     def stream_error(self, error: StokerError) -> bytes:
         return orjson.dumps({"error": error.to_wire()})
 
-    async def translated(self, response: UpstreamResponse) -> bytes | None:  # noqa: ARG002
+    async def translated(self, response: UpstreamResponse) -> Translated | None:  # noqa: ARG002
         return None
-
-
-@dataclass(slots=True)
-class Call:
-    """One invocation under way; `admitted` if it was checked before who calls."""
-
-    request: Request
-    reply: Reply
-    surface: Surface
-    call_id: str
-    start_nanoseconds: int = field(default_factory=time.time_ns)
-    arrived_at: float = field(default_factory=time.monotonic)
-    function: FunctionRecord | None = None
-    caller: TokenRecord | None = None
-    admitted: bool = False
-    queue_seconds: float = 0.0
-    place_seconds: float = 0.0
-    code: int = 0
-    deadline: Deadline | None = None
-
-    def headers(self, served_by: str = "", stages: str = "") -> Headers:
-        """What the gateway says on every response; `stages` is the instance's Server-Timing."""
-        timing = (
-            f"queue;dur={self.queue_seconds * 1000:.3f}, "
-            f"place;dur={self.place_seconds * 1000:.3f}, {stages or _NOT_REACHED}"
-        )
-        duration_seconds = time.monotonic() - self.arrived_at
-        said = [
-            *self.surface.headers,
-            (b"x-call-id", self.call_id.encode()),
-            (b"x-start-time", str(self.start_nanoseconds).encode()),
-            (b"x-duration-seconds", f"{duration_seconds:f}".encode()),
-            (b"server-timing", timing.encode("latin-1", "replace")),
-        ]
-        if served_by:
-            said.append((b"x-served-by", served_by.encode()))
-        return said
 
 
 class Invoker:
@@ -190,6 +135,7 @@ class Invoker:
         except StokerError as error:
             await self.refuse(call, error)
         finally:
+            await call.has_begun()
             if call.function is not None:
                 seconds = time.monotonic() - call.arrived_at
                 self._metrics.end(call.function.key, call.code or call.reply.status, seconds)
@@ -213,9 +159,18 @@ class Invoker:
         check_invoke(caller, function, token_wanted=token_wanted or self._token_wanted)
         return caller
 
+    async def start(self, call: Call, function: FunctionRecord) -> None:
+        """Have placement give the function an instance, unless it has one; its error if not."""
+        async with call.request.while_connected():
+            self._router.release(await self._acquire(call, function, again=False))
+
     async def refuse(self, call: Call, error: StokerError) -> None:
-        """Answer with a platform error."""
+        """Answer with a platform error; in the stream, if it has begun."""
         status, headers, body = call.surface.error(error)
+        if await call.has_begun():
+            call.code = status
+            await call.reply.finish(error_event(call.surface.stream_error(error)))
+            return
         await call.reply.whole(status, [*headers, *call.headers()], body)
 
     def find(self, name: str) -> FunctionRecord:
@@ -276,7 +231,7 @@ class Invoker:
                 self._router.drop(slot)
             except InstanceLost as error:
                 self._router.drop(slot, LOST_SECONDS)
-                if call.reply.status or not _repeatable(error, slot, function):
+                if call.relayed or not _repeatable(error, slot, function):
                     raise
             finally:
                 self._router.release(slot, lasted)
@@ -304,23 +259,24 @@ class Invoker:
         reply = call.reply
         changed = await call.surface.translated(response)
         # The head goes out with the first bytes, so that a loss before them has its own status.
-        chunk, ended = (changed, True) if changed is not None else await response.read_some()
+        chunk, ended = (changed.body, True) if changed is not None else await response.read_some()
+        call.relayed = True
         if not slot.target.serving:
             self._metrics.cold_start(slot.function, time.monotonic() - call.arrived_at)
-        headers = client_headers(response.raw_headers)
-        if changed is not None:
-            headers = [h for h in headers if h[0] not in (b"content-length", b"content-type")]
-            headers.append((b"content-type", b"application/json"))
-            headers.append((b"content-length", str(len(changed)).encode()))
         stages = response.header("Server-Timing")
         slot.prefill_seconds = prefill_seconds(stages)
-        await reply.start(
-            response.status, [*headers, *call.headers(slot.target.instance_id, stages)]
-        )
         events = EventRelay() if _is_event_stream(response) else None
-        deadline = call.deadline
+        has_begun, deadline = await call.has_begun(), call.deadline
         if deadline is not None:
             deadline.begin(_last_words(call.surface, response, is_events=events is not None))
+        if not has_begun:
+            status, headers = _head(response, changed)
+            await reply.start(status, [*headers, *call.headers(slot.target.instance_id, stages)])
+        elif events is None:
+            await _end_stream(call, response, changed)
+            return
+        else:
+            await reply.write(comment(f"server-timing {call.timing(stages)}"))
         try:
             while not ended:
                 await reply.write(events.feed(chunk) if events else chunk)
@@ -335,6 +291,26 @@ class Invoker:
             if events is not None:
                 await reply.finish(error_event(call.surface.stream_error(error)))
             # Otherwise the reply stays unfinished, and the client sees a broken body.
+
+
+def _head(response: UpstreamResponse, changed: Translated | None) -> tuple[int, Headers]:
+    headers = client_headers(response.raw_headers)
+    if changed is None:
+        return response.status, headers
+    headers = [header for header in headers if header[0] not in _OF_THE_BODY]
+    length = (b"content-length", str(len(changed.body)).encode())
+    return changed.status, [*headers, *changed.headers, length]
+
+
+async def _end_stream(call: Call, response: UpstreamResponse, changed: Translated | None) -> None:
+    """The instance refused what a stream has begun for."""
+    call.code = response.status
+    if changed is None:
+        found = f"Expected an event stream of the function, found status {response.status}."
+        data = call.surface.stream_error(InstanceError(found, "See its log."))
+    else:
+        data = changed.body
+    await call.reply.finish(error_event(data))
 
 
 def prefill_seconds(stages: str) -> float:

@@ -36,7 +36,8 @@ StokerError                  500  internal
 │   ├── StorageFull          503  storage_full
 │   ├── DeviceFailed         503  device_failed
 │   └── CoordinationLost     503  coordination_unavailable
-└── DeadlineExceeded         504  deadline_exceeded
+├── DeadlineExceeded         504  deadline_exceeded
+└── Unsupported              501  unsupported
 
 An error carries one sentence of cause (what was expected, what was found, where) and one of
 remedy. It crosses a process as the object that `to_wire` gives and `from_wire` reads back.
@@ -236,6 +237,10 @@ class CoordinationLost(Unavailable):
 
 class DeadlineExceeded(StokerError):
     status, code = 504, "deadline_exceeded"
+
+
+class Unsupported(StokerError):
+    status, code = 501, "unsupported"
 
 
 def error_classes() -> Iterator[type[StokerError]]:

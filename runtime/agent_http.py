@@ -1,11 +1,11 @@
-"""The agent's own HTTP: pin or evict a checkpoint, send chunks, read function logs, be probed."""
+"""The agent's own HTTP: checkpoints, their loads and their chunks, function logs, probes."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import hmac
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Protocol
@@ -26,7 +26,15 @@ from stoker.placement.errors import (
     StokerError,
     Unauthorized,
 )
-from stoker.placement.records import CheckpointRef, EvictRequest, ResolveRequest, decode, encode
+from stoker.placement.load_answer import LoadAnswer
+from stoker.placement.records import (
+    CheckpointRef,
+    EvictRequest,
+    ResolveRequest,
+    decode,
+    encode,
+)
+from stoker.runtime.checkpoint.tiers import Resident
 from stoker.runtime.chunk_http import ChunkRoute, LendChunk
 from stoker.runtime.function_logs import FunctionLogs, LogQuery
 
@@ -43,6 +51,8 @@ class Checkpoints(Protocol):
     def resolve(self, uri: str, adapter: bool) -> CheckpointRef: ...
 
     def evict(self, digest: str, *, disk: bool) -> None: ...
+
+    def residents(self) -> Sequence[Resident]: ...
 
     @property
     def lend(self) -> LendChunk: ...
@@ -61,6 +71,7 @@ def application(
             Route("/resolve", routes.resolve, methods=["POST"]),
             Route("/evict", routes.evict, methods=["POST"]),
             Route("/chunks/{digest}/{ordinal}", routes.chunks, methods=["GET"]),
+            Route("/loads/{digest}", routes.loads, methods=["GET"]),
             Route("/logs", routes.logs, methods=["GET"]),
             Route("/healthz", routes.healthz, methods=["GET"]),
         ],
@@ -125,6 +136,13 @@ class _Routes:
         asked = decode(EvictRequest, await _bounded_body(request))
         await asyncio.to_thread(self._checkpoints.evict, asked.digest, disk=asked.disk)
         return Response(status_code=204)
+
+    async def loads(self, request: Request) -> Response:
+        self._authorize(request)
+        digest = request.path_params["digest"]
+        residents = await asyncio.to_thread(self._checkpoints.residents)
+        loaded = sum(resident.dram_bytes for resident in residents if resident.digest == digest)
+        return Response(encode(LoadAnswer(loaded)), media_type="application/json")
 
     async def chunks(self, request: Request) -> Response:
         self._authorize(request)

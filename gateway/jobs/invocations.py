@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from stoker.gateway.call import Call
 from stoker.gateway.exchange import (
     BufferBudget,
     Headers,
@@ -23,7 +24,7 @@ from stoker.gateway.exchange import (
     error_answer,
 )
 from stoker.gateway.headers import HOP_BY_HOP
-from stoker.gateway.invoke import Call, Invoker
+from stoker.gateway.invoke import Invoker
 from stoker.gateway.jobs.pool import Work
 from stoker.gateway.jobs.records import Again, Ended, Job, Leased, Outcome, Verdict
 from stoker.gateway.jobs.retries import (

@@ -180,12 +180,12 @@ def test_a_token_has_a_limit_of_its_own_over_all_functions(bench: Bench) -> None
     headers = web.bearer(told["token"])
     statuses = []
     for function in functions:
-        body = {"model": function.name, "messages": []}
+        body = {"model": function.name, "messages": [{"role": "user", "content": "x"}]}
         answer = bench.call("POST", "/v1/chat/completions", body, headers)
         statuses.append(answer.status)
     assert statuses == [200, 429]
     assert answer.json()["error"]["type"] == "rate_limit_error"
     assert int(answer.headers["retry-after"]) == 1
-    body = {"model": functions[0].name, "messages": []}
+    body = {"model": functions[0].name, "messages": [{"role": "user", "content": "x"}]}
     others = web.bearer(bench.password)
     assert bench.call("POST", "/v1/chat/completions", body, others).status == 200

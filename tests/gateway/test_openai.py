@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import threading
+import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
@@ -12,8 +16,8 @@ from aiohttp import web as server
 
 from harness import web
 from harness.gateway import Bench, reset, stream
-from stoker.placement.errors import ContextOverflow, QueueFull
-from stoker.placement.records import FunctionRecord
+from stoker.placement.errors import ContextOverflow, CrashLoop, NoCapacity, QueueFull
+from stoker.placement.records import CheckpointRef, FunctionRecord, PlaceRequest
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
@@ -194,3 +198,127 @@ def test_unknown_routes_and_methods_are_openai_errors(bench: Bench) -> None:
     headers = web.bearer(bench.password)
     assert bench.call("GET", "/v1/nothing", None, headers).json()["error"]["code"] == "not_found"
     assert bench.call("GET", "/v1/chat/completions", None, headers).status == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "task", "param", "fields"),
+    [
+        ("/v1/chat/completions", "chat", "n", {"n": 10**9}),
+        ("/v1/chat/completions", "chat", "top_logprobs", {"logprobs": True, "top_logprobs": 10**9}),
+        ("/v1/chat/completions", "chat", "stop", {"stop": ["x"] * 10_000}),
+        ("/v1/chat/completions", "chat", "tools", {"tools": [{"type": "function"}]}),
+        ("/v1/chat/completions", "chat", "tool_choice", {"tool_choice": "required"}),
+        ("/v1/chat/completions", "chat", "response_format", {"response_format": {"type": "x"}}),
+        ("/v1/completions", "completion", "suffix", {"prompt": "x", "suffix": "y"}),
+        ("/v1/embeddings", "embed", "input", {"input": []}),
+    ],
+)
+def test_a_wrong_request_is_refused_by_its_parameter_and_starts_nothing(
+    bench: Bench, path: str, task: str, param: str, fields: dict[str, object]
+) -> None:
+    function = bench.function(task=task)
+    body = {"model": function.name, "messages": MESSAGES} | fields
+    seconds = []
+    for _ in range(5):
+        began = time.monotonic()
+        answer = bench.call("POST", path, body, web.bearer(bench.password))
+        seconds.append(time.monotonic() - began)
+        error = answer.json()["error"]
+        assert (answer.status, error["param"]) == (400, param), answer.body
+        assert error["type"] == "invalid_request_error"
+    assert bench.place.asked == []
+    assert min(seconds) < 0.01
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream", "*/*"])
+def test_each_token_leaves_at_once_whatever_the_client_accepts(bench: Bench, accept: str) -> None:
+    second = threading.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield chunk("one")
+        await asyncio.to_thread(second.wait, 10)
+        yield chunk("two", "stop")
+        yield b"data: [DONE]\n\n"
+
+    worker = bench.worker(lambda request: stream(request, slowly(), "text/event-stream"))
+    function = chat_function(bench, worker.address)
+    body = json.dumps({"model": function.name, "messages": MESSAGES, "stream": True})
+    connection, path = web.connect(f"{bench.url}/v1/chat/completions")
+    headers = web.bearer(bench.password) | {"Accept": accept}
+    connection.request("POST", path, body, headers)
+    events = web.events(connection.getresponse())
+    assert "one" in next(events)
+    second.set()
+    assert "two" in next(events)
+    connection.close()
+
+
+def test_an_error_that_no_retry_mends_says_so_and_another_says_when(bench: Bench) -> None:
+    async def refuse(request: PlaceRequest) -> server.Response:
+        error = CrashLoop("Its starts fail.") if request.function == given_up.key else later
+        return server.json_response({"error": error.to_wire()}, status=503)
+
+    later = NoCapacity("All is full.", retry_after_seconds=500)
+    given_up, full = bench.function(task="chat"), bench.function(task="chat")
+    bench.place.answer = refuse
+    answers = [
+        bench.call(
+            "POST",
+            "/v1/chat/completions",
+            {"model": function.name, "messages": MESSAGES},
+            web.bearer(bench.password),
+        )
+        for function in (given_up, full)
+    ]
+    assert [answer.status for answer in answers] == [503, 503]
+    assert answers[0].headers["x-should-retry"] == "false"
+    assert "x-should-retry" not in answers[1].headers
+    assert answers[1].headers["retry-after"] == "120"
+
+
+def lines_of(bench: Bench, function: FunctionRecord) -> tuple[int, list[str]]:
+    """The status, and every line that is not empty, of a streamed chat."""
+    body = json.dumps({"model": function.name, "messages": MESSAGES, "stream": True})
+    connection, path = web.connect(f"{bench.url}/v1/chat/completions")
+    connection.request("POST", path, body, web.bearer(bench.password))
+    response = connection.getresponse()
+    lines = [line.decode().rstrip("\n") for line in response if line != b"\n"]
+    connection.close()
+    return response.status, lines
+
+
+def test_who_waits_for_a_start_is_told_how_far_it_is_and_errors_come_in_the_stream(
+    bench: Bench,
+) -> None:
+    async def late(request: server.Request) -> server.StreamResponse:
+        await asyncio.sleep(4.6)
+        return await stream(request, tokens(), "text/event-stream")
+
+    async def fails(request: server.Request) -> server.Response:
+        await asyncio.sleep(3.6)
+        return server.json_response({"error": ContextOverflow("Too long.").to_wire()}, status=400)
+
+    async def cannot(_: PlaceRequest) -> server.Response:
+        await asyncio.sleep(3.6)
+        error = NoCapacity("Nothing is free.", retry_after_seconds=1)
+        return server.json_response({"error": error.to_wire()}, status=503)
+
+    bench.place.answer, bench.place.loaded_bytes, bench.place.load_step_bytes = cannot, 0, 100
+    checkpoint = CheckpointRef("s3://m/x", "a" * 64, 1000, packed=True)
+    loading = bench.function(task="chat", checkpoint=checkpoint)
+    bench.instance(loading, bench.worker(late).address, "starting")
+    serving = chat_function(bench, bench.worker(fails).address)
+    nowhere = bench.function(task="chat")
+    with ThreadPoolExecutor(3) as threads:
+        told = list(threads.map(lambda f: lines_of(bench, f), (loading, serving, nowhere)))
+
+    assert [status for status, _ in told] == [200, 200, 200]
+    comments = [line for line in told[0][1] if line.startswith(":")]
+    assert re.fullmatch(r": loading 10 %", comments[0])
+    assert re.fullmatch(r": loading 20 % \d+ MB/s", comments[1])
+    assert re.match(r": server-timing queue;dur=[\d.]+, place;", comments[-1])
+    assert told[0][1][-1] == "data: [DONE]"
+    assert told[1][1][0] == ": working 3 s"
+    assert told[2][1][0] == ": queued 3 s"
+    for lines, code in ((told[1][1], "context_length_exceeded"), (told[2][1], "no_capacity")):
+        assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == code

@@ -202,7 +202,7 @@ def test_a_model_is_called_and_listed_by_who_may(bench: Bench) -> None:
     assert mine.key in listed
     assert other.key not in listed
     for function, status in ((mine, 200), (other, 403)):
-        body = {"model": function.key, "messages": []}
+        body = {"model": function.key, "messages": [{"role": "user", "content": "x"}]}
         assert bench.call("POST", "/v1/chat/completions", body, headers).status == status
         assert bench.call("GET", f"/v1/models/{function.key}", None, headers).status == status
 

@@ -26,6 +26,7 @@ from aiohttp import web as server
 from harness import web
 from harness.stack import free_port, wait_until
 from stoker.placement.instance_token import instance_token
+from stoker.placement.load_answer import LoadAnswer
 from stoker.placement.records import (
     Assignment,
     DemandReport,
@@ -105,6 +106,8 @@ class Place:
     resolve: Callable[[str], server.Response] | None = None
     evict: Callable[[EvictRequest], server.Response] | None = None
     why: Callable[[str], server.Response] | None = None
+    loaded_bytes: int = 0
+    load_step_bytes: int = 0
     log_lines: list[bytes] = field(default_factory=list)
     log_queries: list[dict[str, str]] = field(default_factory=list)
 
@@ -278,6 +281,9 @@ class Bench:
             if request.path == "/why":
                 assert place.why is not None
                 return place.why(decode(WhyRequest, body).name)
+            if request.path.startswith("/loads/"):
+                place.loaded_bytes += place.load_step_bytes
+                return server.Response(body=encode(LoadAnswer(place.loaded_bytes)))
             if request.path == "/logs":
                 place.log_queries.append(dict(request.query))
                 return server.Response(body=b"".join(place.log_lines))

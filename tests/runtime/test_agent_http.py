@@ -11,8 +11,16 @@ import pytest
 
 from harness import web
 from stoker.placement.errors import CheckpointMissing, Conflict, SourceUnavailable
-from stoker.placement.records import CheckpointRef, EvictRequest, ResolveRequest, decode, encode
+from stoker.placement.load_answer import LoadAnswer
+from stoker.placement.records import (
+    CheckpointRef,
+    EvictRequest,
+    ResolveRequest,
+    decode,
+    encode,
+)
 from stoker.runtime.agent_http import Server, application
+from stoker.runtime.checkpoint.tiers import Resident
 from stoker.runtime.function_logs import FunctionLogs
 from stoker.runtime.spare_sockets import address_of, listen
 
@@ -39,6 +47,9 @@ class Checkpoints:
         if digest != REF.digest:
             raise Conflict("Expected it idle.", "Scale to 0.")
         self.evicted.append((digest, disk))
+
+    def residents(self) -> list[Resident]:
+        return [Resident(REF.digest, 7, 3), Resident(ADAPTER.digest, 5, 5)]
 
     def lend(self, digest: str, ordinal: int) -> None:
         return None
@@ -98,6 +109,15 @@ def test_what_resolve_refuses_is_a_typed_error(
     assert answer.status == status
     assert answer.json()["error"]["code"] == (code or "source_unavailable")
     assert answer.headers.get("retry-after") == (None if code else "7")
+
+
+def test_a_load_tells_how_much_of_it_is_in_memory(tmp_path: Path) -> None:
+    def client(at: str, _logs: FunctionLogs) -> list[int]:
+        digests = (REF.digest, "c" * 64)
+        answers = [call("GET", f"{at}/loads/{digest}").body for digest in digests]
+        return [decode(LoadAnswer, answer).loaded_bytes for answer in answers]
+
+    assert serve(tmp_path, client) == [7, 0]
 
 
 def test_evict_drops_an_idle_checkpoint_and_refuses_a_busy_one(tmp_path: Path) -> None:
