@@ -7,79 +7,17 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import pytest
 from aiohttp import web as server
 from click.testing import CliRunner, Result
 
 from harness import web
-from harness.gateway import Bench, Instance
+from harness.gateway import Bench
+from harness.jobs import PREFIX, QUICK, Receiver, deployed, echo, ended, status, submit
 from harness.stack import wait_until
 from stoker.deploy.main import main
-from stoker.placement.records import FunctionRecord, Scaling
-
-PREFIX = "com.openfaas.retry."
-QUICK = {f"{PREFIX}min_wait": "20ms", f"{PREFIX}max_wait": "50ms", f"{PREFIX}attempts": "2"}
-
-
-async def echo(request: server.Request) -> server.Response:
-    headers = {"X-Path": request.raw_path, "X-Own": "a", "Set-Cookie": "s=1"}
-    return server.Response(body=await request.read(), headers=headers)
-
-
-def deployed(
-    bench: Bench, handler: Callable[[server.Request], Any], **fields: Any
-) -> tuple[FunctionRecord, Instance]:
-    function, worker = bench.function(**{"annotations": QUICK} | fields), bench.worker(handler)
-    bench.instance(function, worker.address)
-    return function, worker
-
-
-def submit(
-    bench: Bench, function: FunctionRecord, body: bytes = b"x", **headers: str
-) -> web.Answer:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return bench.call("POST", f"/async-function/{function.name}", body, named)
-
-
-def status(bench: Bench, call_id: str) -> dict[str, Any]:
-    answer = bench.system("GET", f"/system/async/{call_id}")
-    assert answer.status == 200
-    found: dict[str, Any] = answer.json()
-    return found
-
-
-def ended(bench: Bench, call_id: str, state: str) -> dict[str, Any]:
-    wait_until(lambda: status(bench, call_id)["state"] == state, f"{call_id} is {state}")
-    return status(bench, call_id)
-
-
-class Receiver:
-    """Where callbacks arrive; `answers` are its statuses, one for each, the last one for good."""
-
-    def __init__(self, bench: Bench, *answers: int) -> None:
-        self.headers: list[Mapping[str, str]] = []
-        self.bodies: list[bytes] = []
-        self._answers = list(answers or (200,))
-        self._lock = threading.Lock()
-        self.address = bench.raw_worker(self._answer)
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.address}/hook?a=b"
-
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-        fields = {n.lower(): v.strip() for n, _, v in (line.partition(":") for line in head[1:])}
-        body = await reader.readexactly(int(fields["content-length"]))
-        with self._lock:
-            self.headers.append({"first": head[0], **fields})
-            self.bodies.append(body)
-            code = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
-        writer.write(f"HTTP/1.1 {code} X\r\nContent-Length: 0\r\nLocation: /\r\n\r\n".encode())
-        writer.close()
+from stoker.placement.records import Scaling
 
 
 def test_a_job_is_accepted_runs_and_its_answer_is_kept(bench: Bench) -> None:
@@ -203,57 +141,6 @@ def test_a_function_that_is_gone_leaves_a_dead_job_with_its_reason(bench: Bench)
     gate.set()
     wait_until(lambda: status(bench, call_id)["state"] == "dead", "it is dead", 30)
     assert status(bench, call_id)["error"]["code"] == "function_not_found"
-
-
-def test_the_outcome_is_posted_to_the_callback(bench: Bench) -> None:
-    receiver = Receiver(bench)
-    function, _ = deployed(bench, echo)
-    sent = {"X_Callback_Url": receiver.url, "Authorization": "Bearer of-the-function"}
-    call_id = submit(bench, function, b"answer", **sent).headers["x-call-id"]
-    wait_until(lambda: receiver.bodies, "the callback came")
-
-    (headers,) = receiver.headers
-    assert (headers["first"], receiver.bodies) == ("POST /hook?a=b HTTP/1.1", [b"answer"])
-    assert (headers["x-call-id"], headers["x-function-name"]) == (call_id, function.name)
-    assert (headers["x-function-status"], headers["x-own"]) == ("200", "a")
-    assert (headers["x-retry"], headers["x-retry-max"]) == ("0", "2")
-    assert float(headers["x-duration-seconds"]) >= 0
-    assert headers["host"] == receiver.address
-    assert not {"authorization", "set-cookie", "x-callback-url"} & set(headers)
-    wait_until(lambda: status(bench, call_id)["callback"]["state"] == "done", "it is told")
-
-
-def test_a_job_that_failed_for_good_is_told_too(bench: Bench) -> None:
-    async def answer(request: server.Request) -> server.Response:
-        return server.Response(status=500, body=b"why")
-
-    receiver = Receiver(bench)
-    function, _ = deployed(bench, answer)
-    submit(bench, function, X_Callback_Url=receiver.url)
-    wait_until(lambda: receiver.bodies, "the callback came")
-    assert (receiver.bodies, len(receiver.headers)) == ([b"why"], 1)
-    assert receiver.headers[0]["x-function-status"] == "500"
-    assert receiver.headers[0]["x-retry"] == "2"
-
-
-def test_a_callback_is_repeated_by_itself_and_the_function_is_not(bench: Bench) -> None:
-    receiver = Receiver(bench, 503, 200)
-    function, worker = deployed(bench, echo)
-    call_id = submit(bench, function, X_Callback_Url=receiver.url).headers["x-call-id"]
-    wait_until(lambda: len(receiver.bodies) == 2, "the callback came again", 20)
-    assert len(worker.requests) == 1
-    wait_until(lambda: status(bench, call_id)["callback"]["state"] == "done", "it is told")
-    assert status(bench, call_id)["callback"]["runs"] == 2
-
-
-@pytest.mark.parametrize("code", [302, 307, 404, 410])
-def test_a_callback_that_is_refused_or_led_elsewhere_ends(bench: Bench, code: int) -> None:
-    receiver = Receiver(bench, code)
-    function, _ = deployed(bench, echo)
-    call_id = submit(bench, function, X_Callback_Url=receiver.url).headers["x-call-id"]
-    ended(bench, call_id, "done")
-    wait_until(lambda: status(bench, call_id)["callback"]["state"] == "dead", "it is dead")
-    assert (status(bench, call_id)["callback"]["status"], len(receiver.bodies)) == (code, 1)
 
 
 def test_a_waiting_job_is_cancelled_and_never_runs(bench: Bench) -> None:
