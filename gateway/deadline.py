@@ -39,7 +39,8 @@ class Deadline:
     async def hold(self, work: Awaitable[None], reply: Reply) -> None:
         """Wait for `work`, whose answer goes through `reply`.
 
-        DeadlineExceeded if it takes too long to begin; an answer that has begun is ended instead.
+        DeadlineExceeded if the instance takes too long to answer; what it has begun is ended
+        instead.
         """
         try:
             async with self._timer:
@@ -50,7 +51,7 @@ class Deadline:
                 f"request timeout: {self._function_key} did not answer in time.",
                 "Ask for less in one request, or raise the function's timeouts.",
             )
-            if not self._begun:
+            if not self._begun or not reply.status:
                 raise error from None
             await self._end(reply, error)
 

@@ -187,3 +187,20 @@ def test_an_answer_within_its_timeouts_is_left_alone(bench: Bench) -> None:
     answer = bench.call("GET", f"/function/{function.name}")
 
     assert (answer.status, answer.body) == (200, b"ab")
+
+
+def test_a_timeout_while_comments_say_who_waits_comes_as_their_streams_error(bench: Bench) -> None:
+    async def nothing(asked: PlaceRequest) -> PlaceAnswer:
+        return PlaceAnswer(())
+
+    bench.place.answer = nothing
+    function = bench.function(task="chat", timeouts=Timeouts(response_start_seconds=3.3))
+    messages = [{"role": "user", "content": "Hello"}]
+    body = {"model": function.name, "messages": messages, "stream": True}
+
+    answer = bench.call("POST", "/v1/chat/completions", body, web.bearer(bench.password))
+
+    lines = [line for line in answer.body.decode().splitlines() if line]
+    assert answer.status == 200
+    assert lines[0].startswith(": queued")
+    assert "request timeout" in lines[-1].removeprefix("data: ")

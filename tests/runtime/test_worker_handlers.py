@@ -236,7 +236,10 @@ def test_the_environment_names_function_revision_and_port(
 ) -> None:
     code = write_files(
         tmp_path / "code",
-        {"handler.py": "import os\ndef handle(event, context): return dict(os.environ)\n"},
+        {
+            "handler.py": "import os, sys\n"
+            "def handle(event, context): return {**os.environ, 'stdin': sys.stdin.read()}\n"
+        },
     )
     with worker(zygote, FUNCTION, tmp_path / "work", code_dir=code) as running:
         found = json.loads(running.call("/")[1])
@@ -245,6 +248,7 @@ def test_the_environment_names_function_revision_and_port(
     assert (found["PORT"], found["LISTEN_ADDRESS"]) == (str(port), f"127.0.0.1:{port}")
     assert (found["K_SERVICE"], found["K_CONFIGURATION"]) == ("tried", "tried")
     assert found["K_REVISION"] == "tried-00003"
+    assert found["stdin"] == ""
     assert (found["OPENFAAS_NAME"], found["OPENFAAS_NAMESPACE"]) == ("tried", "ns")
 
 
