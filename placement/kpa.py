@@ -36,6 +36,8 @@ class Kpa:
     """One function's settings. `target` is the load that one instance takes when fully used.
 
     `burst_capacity` is the load that must find room at once: 0 for none, -1 for any.
+    Unless it is `alone`, the requests of the moment count as well, and idle instances stay as long
+    as without it.
     """
 
     metric: Metric = "concurrency"
@@ -48,6 +50,7 @@ class Kpa:
     initial: int = 1
     activation: int = 1
     down_delay_seconds: float = 0.0
+    alone: bool = True
 
     @property
     def target_load(self) -> float:

@@ -5,9 +5,9 @@ request and a request that is due start instances; recent demand only keeps thos
 failed or outdated instance is not started again merely because somebody called the function a
 minute ago. What the user said of idle instances outranks what was learnt.
 
-Three ways to count: the requests of this moment; averages of the load (`kpa`); and for models
-bands of use (`llm`), where a start takes long: what is loading counts as there, prompts that wait
-count by their tokens, and instances go one at a time.
+Three ways to count: the requests of this moment; averages of the load (`kpa`), alone or beside
+those; and for models bands of use (`llm`), where a start takes long: what is loading counts as
+there, prompts that wait count by their tokens, and instances go one at a time.
 """
 
 from __future__ import annotations
@@ -86,9 +86,10 @@ def needed(function: FunctionRecord, demand: Demand) -> int:
 
 def called_for(function: FunctionRecord, demand: Demand, now: float) -> int:
     """The instances that somebody asked for: by requests, the minimum or a scale request."""
-    if function.scaling.kpa is not None:
+    if (kpa := function.scaling.kpa) is not None:
         averaged = demand.autoscaled.desired if demand.autoscaled else None
-        by_load = max(averaged or 0, int(demand.busy))
+        at_once = int(demand.busy) if kpa.alone else needed(function, demand)
+        by_load = max(averaged or 0, at_once)
     elif function.scaling.llm:
         by_load = band(function, demand)[0]
     else:
@@ -164,14 +165,14 @@ def _due(function: FunctionRecord, demand: Demand, now: float, lead_seconds: flo
     """1 if an instance should be there for a request that its idle times let expect."""
     stated = demand.requested_at is not None and not demand.called_since
     # A client's word, on idle instances or how many there should be, is not second-guessed.
-    if function.scaling.idle_seconds is not None or function.scaling.kpa is not None or stated:
+    if function.scaling.idle_seconds is not None or _by_averages_alone(function) or stated:
         return 0
     return int(demand.retention.expects(now - demand.last_active, lead_seconds))
 
 
 def _kept(function: FunctionRecord, demand: Demand, existing: int, now: float) -> int:
     requested, requested_at = function.replicas_requested, demand.requested_at
-    if function.scaling.kpa is not None:
+    if _by_averages_alone(function):
         return _kept_by_averages(function, demand, existing, now)
     keep_seconds = function.scaling.idle_seconds
     if keep_seconds is None:
@@ -187,6 +188,10 @@ def _kept(function: FunctionRecord, demand: Demand, existing: int, now: float) -
         if now - moment < keep_seconds and not overruled:
             kept = index + 1
     return kept
+
+
+def _by_averages_alone(function: FunctionRecord) -> bool:
+    return function.scaling.kpa is not None and function.scaling.kpa.alone
 
 
 def _kept_by_averages(function: FunctionRecord, demand: Demand, existing: int, now: float) -> int:

@@ -24,6 +24,9 @@ _OPENFAAS_METRICS: dict[str, Metric] = {
 }
 _SCALE_MAXIMUM = 1000
 
+# A function that is called more than 5 times per second is a busy one.
+_CALLS = Kpa("rps", 5.0, utilization=1.0, window_seconds=30.0, initial=0, alone=False)
+
 
 def kpa_of(stated: Stated, concurrency: int, *, is_chosen: bool = False) -> Kpa | None:
     """The settings of the autoscaler, if it is chosen or one of its keys is there; BadSpec."""
@@ -41,6 +44,17 @@ def kpa_of(stated: Stated, concurrency: int, *, is_chosen: bool = False) -> Kpa 
     if load in _OPENFAAS_METRICS:
         return _openfaas(stated, _OPENFAAS_METRICS[load], concurrency)
     return None
+
+
+def calls_of(stated: Stated) -> Kpa | None:
+    """What OpenFaaS does where a maximum is stated and nothing else says what to count."""
+    otherwise = (
+        *(OPENFAAS + "target", OPENFAAS + "type", KNATIVE + "class"),
+        *(key for name in ("metric", "target") for key in _both(name)),
+    )
+    if stated.text((OPENFAAS + "max",)) is None or any(stated.text((k,)) for k in otherwise):
+        return None
+    return _CALLS
 
 
 def llm_of(stated: Stated) -> bool:

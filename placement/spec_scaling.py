@@ -14,19 +14,21 @@ from collections.abc import Mapping
 from stoker.placement.errors import BadSpec
 from stoker.placement.records import Scaling
 from stoker.placement.spec_fields import PREFIX, Stated, duration_seconds, refuse
-from stoker.placement.spec_kpa import KNATIVE, OPENFAAS, kpa_of, llm_of
+from stoker.placement.spec_kpa import KNATIVE, OPENFAAS, calls_of, kpa_of, llm_of
 
 INSTANCES_MAXIMUM = 1000
 CODE_INSTANCES_DEFAULT = 4
 MODEL_INSTANCES_DEFAULT = 1
 CONCURRENCY_MAXIMUM = 1000
 IDLE_SECONDS_MAXIMUM = 30 * 86_400.0
+STEP_PERCENTAGE_DEFAULT = 20
 
 _MINIMUM_KEYS = (OPENFAAS + "min", KNATIVE + "min-scale", KNATIVE + "minScale")
 _MAXIMUM_KEYS = (OPENFAAS + "max", KNATIVE + "max-scale", KNATIVE + "maxScale")
 # Knative's containerConcurrency, which has no annotation there.
 CONTAINER_KEY = PREFIX + "container-concurrency"
 QUEUE_PER_SLOT = 10
+_FACTOR_KEYS = (OPENFAAS + "factor",)
 IDLE_KEYS = (
     PREFIX + "idle-ttl",
     OPENFAAS + "zero-duration",
@@ -54,17 +56,28 @@ def scaling_of(
         )
     least = _least(stated, minimum or 0)
     default = MODEL_INSTANCES_DEFAULT if is_model else CODE_INSTANCES_DEFAULT
+    most = maximum if maximum is not None else max(default, least)
     hard = stated.whole((CONTAINER_KEY,), 0, CONCURRENCY_MAXIMUM, "requests in flight")
     concurrency = _concurrency(stated) if hard is None else hard or CONCURRENCY_MAXIMUM
+    step = step_percentage(labels, annotations)
+    kpa = kpa_of(stated, concurrency, is_chosen=hard is not None)
+    if kpa is None and step and least < most and not is_model:
+        kpa = calls_of(stated)
     return Scaling(
         minimum=least,
-        maximum=maximum if maximum is not None else max(default, least),
+        maximum=most,
         concurrency=concurrency,
         idle_seconds=_idle_seconds(stated),
-        kpa=kpa_of(stated, concurrency, is_chosen=hard is not None),
+        kpa=kpa,
         llm=llm_of(stated),
         queue_per_instance=QUEUE_PER_SLOT * hard if hard else None,
     )
+
+
+def step_percentage(labels: Mapping[str, str], annotations: Mapping[str, str]) -> int:
+    """Of the maximum of instances, what an alert adds; 0: alerts change nothing. BadSpec."""
+    stated = Stated(labels, annotations).whole(_FACTOR_KEYS, 0, 100, "percent")
+    return STEP_PERCENTAGE_DEFAULT if stated is None else stated
 
 
 def _least(stated: Stated, minimum: int) -> int:

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from harness.cluster import FUNCTION, Cluster
+from harness.specs import scaling
 from stoker.placement.autoscaler import Autoscaled, Autoscaler
 from stoker.placement.kpa import Kpa
 from stoker.placement.records import DemandReport, FunctionDemand, Scaling
@@ -121,3 +122,18 @@ class TestCluster:
         self.cluster.deploy(dataclasses.replace(FUNCTION, scaling=scaled(kpa)))
         self.cluster.controller.reconcile()
         assert len(self.cluster.assigned()) == 2
+
+
+def test_ten_calls_per_second_ask_for_two_and_a_minute_of_rest_for_no_second_one() -> None:
+    autoscaler = Autoscaler()
+    bounds = {"com.openfaas.scale.min": "1", "com.openfaas.scale.max": "2"}
+    autoscaler.follow("f", scaling(bounds).kpa, deployed=True)
+    wanted = []
+    for second in range(90):
+        autoscaler.count("f", "a", 10 * min(second, 30), float(second))
+        autoscaler.tick("f", 1 + (second > 5), 1 + (second > 5), float(second))
+        found = autoscaler.decision("f")
+        assert found is not None
+        wanted.append(min(2, found.desired or 0))  # its maximum
+    assert wanted[5:30] == [2] * 25
+    assert max(wanted[80:]) <= 1

@@ -261,3 +261,17 @@ def test_few_requests_per_instance_leave_no_room_in_the_band() -> None:
     scaling = dataclasses.replace(MODEL.scaling, concurrency=1)
     function = dataclasses.replace(MODEL, scaling=scaling)
     assert desired(function, Demand(queued=5), 0, NOW) == 5
+
+
+BY_CALLS = dataclasses.replace(
+    MINIMUM_1,
+    scaling=dataclasses.replace(MINIMUM_1.scaling, kpa=Kpa("rps", 5.0, alone=False)),
+)
+
+
+def test_averages_beside_the_requests_of_the_moment_only_add_to_them() -> None:
+    often = Autoscaled(desired=2)
+    assert desired(BY_CALLS, Demand(in_flight=1, autoscaled=often), 1, NOW) == 2
+    assert desired(BY_CALLS, Demand(in_flight=5, autoscaled=often), 1, NOW) == 3
+    assert desired(BY_CALLS, Demand(last_needed=(NOW,), autoscaled=Autoscaled(0)), 2, NOW) == 1
+    assert desired(BY_CALLS, Demand(), 0, NOW) == 1

@@ -66,6 +66,7 @@ def test_the_idle_time_has_three_names(key: str) -> None:
         {"com.openfaas.scale.target": "0"},
         {"com.openfaas.scale.min": "1", "autoscaling.knative.dev/min-scale": "2"},
         {"com.openfaas.scale.zero-duration": "later"},
+        {"com.openfaas.scale.factor": "101"},
     ],
 )
 def test_bounds_that_cannot_hold_are_refused(labels: dict[str, str]) -> None:
@@ -76,3 +77,27 @@ def test_bounds_that_cannot_hold_are_refused(labels: dict[str, str]) -> None:
 def test_a_label_and_an_annotation_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(BadSpec, match="one value"):
         scaling({"com.openfaas.scale.min": "1"}, annotations={"com.openfaas.scale.min": "2"})
+
+
+def test_with_openfaas_maximum_alone_more_than_5_calls_per_second_are_too_many_for_one() -> None:
+    bounds = {"com.openfaas.scale.min": "1", "com.openfaas.scale.max": "2"}
+    kpa = scaling(bounds).kpa
+    assert kpa is not None
+    assert (kpa.metric, kpa.target_load, kpa.alone) == ("rps", 5.0, False)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"com.openfaas.scale.min": "1"},
+        {"com.openfaas.scale.min": "2", "com.openfaas.scale.max": "2"},
+        {"com.openfaas.scale.max": "2", "com.openfaas.scale.target": "3"},
+        {"com.openfaas.scale.max": "2", "com.openfaas.scale.factor": "0"},
+        {"com.openfaas.scale.max": "2", "com.openfaas.scale.type": "cpu"},
+        {"autoscaling.knative.dev/max-scale": "2"},
+    ],
+)
+def test_whoever_states_another_measure_or_leaves_no_choice_is_not_scaled_by_calls(
+    labels: dict[str, str],
+) -> None:
+    assert scaling(labels).kpa is None
