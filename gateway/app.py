@@ -21,9 +21,11 @@ from stoker.gateway.audit import AuditLog
 from stoker.gateway.auth import ADMIN, Credentials
 from stoker.gateway.builder import BundleSink, ChangeSink, ImageStore, build, publish
 from stoker.gateway.exchange import error_answer
-from stoker.gateway.functions import Functions, serving_counts
+from stoker.gateway.functions import Functions
 from stoker.gateway.json_body import json_object
 from stoker.gateway.metrics import Metrics
+from stoker.gateway.namespaces import Namespaces
+from stoker.gateway.secrets import Secrets
 from stoker.gateway.tokens import Tokens
 from stoker.placement.errors import BadRequest, NotFound, StokerError
 from stoker.placement.records import encode
@@ -39,6 +41,8 @@ class ControlPlane:
     """What the routes work with. `in_flight` counts our requests in one function's instance."""
 
     functions: Functions
+    namespaces: Namespaces
+    secrets: Secrets
     snapshot: Callable[[], Snapshot]
     in_flight: Callable[[str, str], int]
     metrics: Metrics
@@ -62,14 +66,16 @@ def create_app(control: ControlPlane) -> Flask:
     app.after_request(lambda response: _audited(control.audit, response))
     _add_functions(app, control.functions)
     _add_tokens(app, control.tokens)
-
-    @app.get("/system/namespaces")
-    def namespaces() -> Response:
-        return _json(control.functions.namespaces())
+    _add_namespaces(app, control.namespaces)
+    _add_secrets(app, control.secrets)
 
     @app.get("/system/info")
     def info() -> Response:
         return _json(_info())
+
+    @app.get("/system/telemetry")
+    def telemetry() -> Response:
+        return _json(_telemetry(control))
 
     @app.get("/system/instances")
     def instances() -> Response:
@@ -89,9 +95,7 @@ def create_app(control: ControlPlane) -> Flask:
             control.measure()
         except StokerError as error:
             _log.warning("jobs_unmeasured", cause=error.cause)
-        snapshot = control.snapshot()
-        serving = serving_counts(snapshot, snapshot.functions)
-        text = control.metrics.render(snapshot.functions, serving)
+        text = control.metrics.render(control.snapshot())
         return Response(text, content_type=CONTENT_TYPE_LATEST)
 
     @app.get("/openapi.json")
@@ -135,6 +139,11 @@ def _add_functions(app: Flask, functions: Functions) -> None:
         functions.scale(name, _body(), _namespace())
         return Response(status=202)
 
+    @app.post("/system/alert")
+    def alert() -> Response:
+        functions.alert(_body())
+        return Response(status=200)
+
     @app.post(f"/system/evict-function/{_NAME}")
     def evict(name: str) -> Response:
         functions.evict(name, _body(), _namespace())
@@ -154,6 +163,52 @@ def _add_tokens(app: Flask, tokens: Tokens) -> None:
     def revoke_token(token_id: str) -> Response:
         tokens.revoke(token_id)
         return Response(status=204)
+
+
+def _add_namespaces(app: Flask, namespaces: Namespaces) -> None:
+    @app.get("/system/namespaces")
+    def list_namespaces() -> Response:
+        return _json(namespaces.names())
+
+    @app.post("/system/namespace/")
+    def create_namespace() -> Response:
+        namespaces.create(_body())
+        return Response(status=201)
+
+    @app.get(f"/system/namespace/{_NAME}")
+    def describe_namespace(name: str) -> Response:
+        return _json(namespaces.describe(name))
+
+    @app.put(f"/system/namespace/{_NAME}")
+    def update_namespace(name: str) -> Response:
+        namespaces.update(name, _body())
+        return Response(status=202)
+
+    @app.delete(f"/system/namespace/{_NAME}")
+    def remove_namespace(name: str) -> Response:
+        namespaces.remove(name)
+        return Response(status=202)
+
+
+def _add_secrets(app: Flask, secrets: Secrets) -> None:
+    @app.get("/system/secrets")
+    def list_secrets() -> Response:
+        return _json(secrets.list_all(_namespace()))
+
+    @app.post("/system/secrets")
+    def create_secret() -> Response:
+        secrets.create(_body(), _namespace())
+        return Response(status=201)
+
+    @app.put("/system/secrets")
+    def update_secret() -> Response:
+        secrets.update(_body(), _namespace())
+        return Response(status=202)
+
+    @app.delete("/system/secrets")
+    def remove_secret() -> Response:
+        secrets.remove(_body(), _namespace())
+        return Response(status=202)
 
 
 def _build(control: ControlPlane) -> Response:
@@ -247,6 +302,18 @@ def _info() -> dict[str, Any]:
     version = {"sha": f"v{release}", "release": release, "commit_message": f"Release {release}"}
     provider = {"provider": "stoker", "version": version, "orchestration": "stoker"}
     return {"provider": provider, "version": version, "arch": platform.machine()}
+
+
+def _telemetry(control: ControlPlane) -> dict[str, Any]:
+    """How much there is of everything; it names nothing, and is sent to nobody."""
+    snapshot = control.snapshot()
+    return {
+        **_info(),
+        "namespaces": len(control.namespaces.names()),
+        "functions": len(snapshot.functions),
+        "instances": len(snapshot.instances),
+        "nodes": len(snapshot.nodes),
+    }
 
 
 def _instances(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
+import structlog
+
+from stoker.gateway.alerts import alerts_of, replicas_after
 from stoker.gateway.builder import BundleSink, publish
 from stoker.gateway.builtin_images import builtin_image
 from stoker.gateway.jobs.retries import retries_of
@@ -14,11 +18,13 @@ from stoker.gateway.metrics import Metrics
 from stoker.placement.errors import (
     BadRequest,
     BadSpec,
+    Fenced,
     FunctionNotFound,
     VersionConflict,
 )
 from stoker.placement.function_code import stated_kind
 from stoker.placement.names import DEFAULT_NAMESPACE, split_function_name, valid_namespace
+from stoker.placement.namespaces import fence_of, unknown_namespace
 from stoker.placement.records import (
     CheckpointRef,
     EvictRequest,
@@ -27,6 +33,7 @@ from stoker.placement.records import (
     decode,
     encode,
 )
+from stoker.placement.secrets import path_of as secret_path
 from stoker.placement.spec import (
     FunctionDraft,
     parse_deployment,
@@ -34,7 +41,7 @@ from stoker.placement.spec import (
     status_of,
     timestamp,
 )
-from stoker.placement.store import ABSENT, Change, Entry
+from stoker.placement.store import ABSENT, Change, Entry, Fence
 from stoker.placement.view import Snapshot
 
 WRITE_TRIES_MAXIMUM = 5
@@ -42,13 +49,17 @@ REPLICAS_MAXIMUM = 1_000_000
 # After a scale call its number is told as it was asked; then what placement made of it.
 SCALED_SECONDS = 5.0
 
+_log = structlog.get_logger()
+
 
 class FunctionStore(Protocol):
     """What this module needs of the store."""
 
     def get(self, path: str) -> Entry | None: ...
 
-    def put(self, path: str, value: bytes, *, version: int | None = None) -> int: ...
+    def put(
+        self, path: str, value: bytes, *, version: int | None = None, fence: Fence | None = None
+    ) -> int: ...
 
     def delete(self, path: str, *, version: int | None = None) -> bool: ...
 
@@ -88,6 +99,8 @@ class Functions:
         path = f"/functions/{draft.namespace}/{draft.name}"
         if must_exist and self._store.get(path) is None:
             raise _missing(f"{draft.name}.{draft.namespace}")
+        fence_of(self._store, draft.namespace)
+        self._check_secrets(draft)
         checkpoint = self._resolve(draft.model_uri, False) if draft.model_uri else None
         adapter = self._resolve(draft.adapter_uri, True) if draft.adapter_uri else None
         code_digest = self._code_digest(draft) if draft.task == "custom" else None
@@ -95,7 +108,7 @@ class Functions:
         def next_record(present: FunctionRecord | None) -> FunctionRecord:
             if present is None and must_exist:
                 raise _missing(f"{draft.name}.{draft.namespace}")
-            return record_from_draft(
+            made = record_from_draft(
                 draft,
                 checkpoint,
                 code_digest,
@@ -103,25 +116,44 @@ class Functions:
                 present.generation + 1 if present else 1,
                 adapter,
             )
+            least = present.generation_minimum if present else 1
+            return replace(made, generation_minimum=least)
 
-        self._write(path, next_record)
+        try:
+            # Anew: pinning may have taken minutes.
+            self._write(path, next_record, fence_of(self._store, draft.namespace))
+        except Fenced:
+            raise unknown_namespace(draft.namespace) from None
 
     def scale(self, name: str, body: Mapping[str, Any], query_namespace: str) -> None:
         """Ask for a number of instances, at most the function's maximum."""
         replicas = _replicas(body.get("replicas"))
-        key = self._key(body.get("serviceName") or name, body, query_namespace)
-        present = self._view.snapshot().functions.get(key)
-        path = _path(key)
-        if present is None and self._store.get(path) is None:
-            raise _missing(key)
+        self._ask_for(self._key(body.get("serviceName") or name, body, query_namespace), replicas)
 
+    def _ask_for(self, key: str, replicas: int) -> None:
         def next_record(record: FunctionRecord | None) -> FunctionRecord:
             if record is None:
                 raise _missing(key)
             return replace(record, replicas_requested=min(replicas, record.scaling.maximum))
 
-        self._write(path, next_record)
+        self._write(_path(key), next_record)
         self._scaled_at[key] = time.monotonic()
+
+    def alert(self, body: Mapping[str, Any]) -> None:
+        """Scale what Alertmanager says is busy, or is no longer; BadRequest.
+
+        A function that is gone meanwhile is passed over: its alert would come again for ever.
+        """
+        for alert in alerts_of(body):
+            snapshot = self._view.snapshot()
+            function = snapshot.functions.get(alert.function)
+            if function is None:
+                _log.warning("alert_without_function", function=alert.function)
+                continue
+            present = len(snapshot.assignments_of(function.key))
+            if (wanted := replicas_after(function, present, firing=alert.firing)) is not None:
+                with contextlib.suppress(FunctionNotFound):  # it was just removed
+                    self._ask_for(function.key, wanted)
 
     def evict(self, name: str, body: Mapping[str, Any], query_namespace: str) -> None:
         """Drop the weights of a function from the nodes' memory and, if asked, from their disks.
@@ -166,22 +198,36 @@ class Functions:
             raise _missing(key)
         return self._status(snapshot, function)
 
-    def namespaces(self) -> list[str]:
-        used = (f.namespace for f in self._view.snapshot().functions.values())
-        return sorted({DEFAULT_NAMESPACE, *used})
-
     def _status(self, snapshot: Snapshot, function: FunctionRecord) -> dict[str, Any]:
-        assigned = len(snapshot.assignments_of(function.key))
+        available, assigned = snapshot.replicas_of(function.key)
         requested = function.replicas_requested
         recent = time.monotonic() - self._scaled_at.get(function.key, -SCALED_SECONDS)
-        replicas = max(assigned, function.scaling.minimum)
+        # Who asked for zero gets it below the minimum too, until somebody calls.
+        replicas = assigned if requested == 0 else max(assigned, function.scaling.minimum)
         if requested is not None and recent < SCALED_SECONDS:
             replicas = requested
-        available = serving_counts(snapshot, (function.key,))[function.key]
         count = self._metrics.invocation_count(function.key)
         status = status_of(function, replicas, available, count)
         failure = snapshot.failures.get(function.key)
         return status | {"failure": _failure(failure)} if failure else status
+
+    def renew(self, namespace: str, secret: str) -> None:
+        """A secret has another value: who uses it gets instances that have it, and no others.
+
+        Those that have the old one finish what they do.
+        """
+        for function in self._view.snapshot().functions.values():
+            if function.namespace == namespace and secret in function.secrets:
+                with contextlib.suppress(FunctionNotFound):  # it was just removed
+                    self._write(function.path, _renewed)
+
+    def _check_secrets(self, draft: FunctionDraft) -> None:
+        for name in draft.secrets:
+            if self._store.get(secret_path(draft.namespace, name)) is None:
+                raise BadSpec(
+                    f"unable to find secret: {name}.",
+                    f"Create it in the namespace {draft.namespace} first.",
+                )
 
     def _code_digest(self, draft: FunctionDraft) -> str:
         image = self._view.snapshot().images.get(draft.image)
@@ -215,14 +261,18 @@ class Functions:
         return f"{plain}.{namespace}"
 
     def _write(
-        self, path: str, next_record: Callable[[FunctionRecord | None], FunctionRecord]
+        self,
+        path: str,
+        next_record: Callable[[FunctionRecord | None], FunctionRecord],
+        fence: Fence | None = None,
     ) -> None:
         """Compare and set, again if somebody else wrote in between."""
         for left in reversed(range(WRITE_TRIES_MAXIMUM)):
             entry = self._store.get(path)
             value = encode(next_record(decode(FunctionRecord, entry.value) if entry else None))
+            expected = entry.version if entry else ABSENT
             try:
-                version = self._store.put(path, value, version=entry.version if entry else ABSENT)
+                version = self._store.put(path, value, version=expected, fence=fence)
             except VersionConflict:
                 if not left:
                     raise
@@ -231,8 +281,11 @@ class Functions:
             return
 
 
-def serving_counts(snapshot: Snapshot, keys: Iterable[str]) -> dict[str, int]:
-    return {key: sum(i.state == "serving" for i in snapshot.instances_of(key)) for key in keys}
+def _renewed(function: FunctionRecord | None) -> FunctionRecord:
+    if function is None:
+        raise FunctionNotFound("It was removed.")
+    generation = function.generation + 1
+    return replace(function, generation=generation, generation_minimum=generation)
 
 
 def _failure(failure: FailureRecord) -> dict[str, Any]:

@@ -32,10 +32,12 @@ from stoker.gateway.jobs.service import Jobs
 from stoker.gateway.limits import Limiter
 from stoker.gateway.logs import SystemLogs
 from stoker.gateway.metrics import Metrics
+from stoker.gateway.namespaces import Namespaces
 from stoker.gateway.oip import Oip
 from stoker.gateway.openai import OpenAi
 from stoker.gateway.placement_client import PlacementClient
 from stoker.gateway.router import Router
+from stoker.gateway.secrets import Secrets
 from stoker.gateway.settings import MIB, Settings
 from stoker.gateway.ssrf import Guard
 from stoker.gateway.tokens import Tokens
@@ -119,17 +121,25 @@ class Gateway:
             settings.body_bytes_maximum,
         )
         self._routes = self._route_table()
-        self._control = self._control_plane(functions, metrics, bundles, audit)
+        secrets = Secrets(store, token, functions.renew)
+        self._control = self._control_plane(functions, secrets, metrics, bundles, audit)
         self._refresh_due = False
         view.on_change(self._on_change)
         self._report = asyncio.create_task(self._placement.report_forever(self._tick))
 
     def _control_plane(
-        self, functions: Functions, metrics: Metrics, bundles: Bundles, audit: AuditLog
+        self,
+        functions: Functions,
+        secrets: Secrets,
+        metrics: Metrics,
+        bundles: Bundles,
+        audit: AuditLog,
     ) -> WSGIMiddleware:
         view = self._view
         control = ControlPlane(
             functions,
+            Namespaces(self._store),
+            secrets,
             view.snapshot,
             self._router.in_flight,
             metrics,
@@ -188,7 +198,7 @@ class Gateway:
                 return
         if path == "/healthz":
             await reply.whole(200, [(b"content-type", b"text/plain")], b"OK")
-        elif path == "/system/logs" and request.method == "GET":
+        elif path == "/system/logs":
             await self._logs.route(request, reply)
         else:
             await self._control_route(request, send)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from stoker.placement.records import FunctionRecord
+from stoker.placement.view import Snapshot
 
 _CALL_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _COLD_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 8, 13, 20, 40, 80, 160, 320)
@@ -17,9 +15,10 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._started = Counter(
+        # A counter would be called `…_started_total`, which no dashboard asks for.
+        self._started = Gauge(
             "gateway_function_invocation_started",
-            "Invocations that began.",
+            "Invocations that began, all in all.",
             ["function_name"],
             registry=self.registry,
         )
@@ -43,28 +42,36 @@ class Metrics:
             buckets=_COLD_BUCKETS,
             registry=self.registry,
         )
-        self._services = Gauge(
-            "gateway_service_count",
-            "Instances that serve.",
-            ["function_name"],
-            registry=self.registry,
+        self._in_flight = self._gauge(
+            "gateway_function_invocation_inflight", "Invocations that began and have not ended."
         )
+        self._services = self._gauge(
+            "gateway_service_count", "Instances that there are or will be."
+        )
+        self._ready = self._gauge("gateway_service_ready_count", "Instances that serve.")
         self._counts: dict[str, int] = {}
         # Looking a label up costs more than counting; those of one function go together.
         self._ended: dict[str, dict[int, tuple[Counter, Histogram]]] = {}
+        self._running: dict[str, int] = {}
 
     def begin(self, function_key: str) -> None:
         self._counts[function_key] = self._counts.get(function_key, 0) + 1
+        self._running[function_key] = self._running.get(function_key, 0) + 1
         self._started.labels(function_key).inc()
 
     def end(self, function_key: str, code: int, seconds: float) -> None:
         codes = self._ended.setdefault(function_key, {})
         ended = codes.get(code)
         if ended is None:
+            # It may have been forgotten meanwhile, and then is to be forgotten again.
+            self._counts.setdefault(function_key, 0)
             labels = (function_key, str(code))
             ended = codes[code] = (self._total.labels(*labels), self._seconds.labels(*labels))
         ended[0].inc()
         ended[1].observe(seconds)
+        self._running[function_key] -= 1
+        if not self._running[function_key]:
+            del self._running[function_key]
 
     def cold_start(self, function_key: str, seconds: float) -> None:
         self._cold_seconds.labels(function_key).observe(seconds)
@@ -73,14 +80,22 @@ class Metrics:
         """Invocations through this gateway since it started or the function was deployed."""
         return self._counts.get(function_key, 0)
 
-    def render(self, functions: Mapping[str, FunctionRecord], serving: Mapping[str, int]) -> bytes:
+    def render(self, snapshot: Snapshot) -> bytes:
         """The exposition text; what was counted for functions that are gone is forgotten."""
+        functions = snapshot.functions
         for key in [key for key in list(self._counts) if key not in functions]:
             del self._counts[key]
             self._ended.pop(key, None)
             for metric in (self._started, self._total, self._seconds, self._cold_seconds):
                 metric.remove_by_labels({"function_name": key})
-        self._services.clear()
+        for gauge in (self._in_flight, self._services, self._ready):
+            gauge.clear()
         for key in functions:
-            self._services.labels(key).set(serving.get(key, 0))
+            serving, assigned = snapshot.replicas_of(key)
+            self._in_flight.labels(key).set(self._running.get(key, 0))
+            self._services.labels(key).set(assigned)
+            self._ready.labels(key).set(serving)
         return generate_latest(self.registry)
+
+    def _gauge(self, name: str, what: str) -> Gauge:
+        return Gauge(name, what, ["function_name"], registry=self.registry)

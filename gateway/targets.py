@@ -23,10 +23,13 @@ def targets(
     snapshot: Snapshot, function_key: str, assigned: Iterable[Assignment]
 ) -> dict[str, Target]:
     """Every instance that may be sent to: what placement assigned and no agent says is ending."""
+    function = snapshot.functions.get(function_key)
+    oldest = function.generation_minimum if function else 1
     found: dict[str, Target] = {}
     for assignment in (*snapshot.assignments_of(function_key), *assigned):
         instance = snapshot.instances.get(assignment.instance_id)
-        if instance is None or instance.state in ("starting", "serving"):
+        alive = instance is None or instance.state in ("starting", "serving")
+        if alive and assignment.generation >= oldest:
             found[assignment.instance_id] = Target(
                 assignment.instance_id,
                 assignment.address,

@@ -6,6 +6,8 @@ Where a record lies in the store (`{}` is filled by the record's own fields):
     /code/{digest}                         tar.gz bytes     written by the gateway
     /tokens/{token_id}                     TokenRecord      written by the gateway
     /images/{sha256 of the image name}     ImageRecord      written by the gateway
+    /namespaces/{name}                     NamespaceRecord  written by the gateway (namespaces.py)
+    /secrets/{namespace}/{name}            SecretRecord     written by the gateway (secrets.py)
     /nodes/{node_id}                       NodeRecord       ephemeral, by the agent
     /residents/{node_id}/{digest}          ResidentRecord   ephemeral, by the agent
     /instances/{node_id}/{instance_id}     InstanceRecord   ephemeral, by the agent
@@ -89,6 +91,7 @@ class FunctionRecord:
     `replicas_requested` is what a client last asked for by scale-function, if it did. An instance
     runs on any one of `devices`, and on any node without one. Of what waits, the highest
     `priority` goes first; a start is promised within `slo_ttft_seconds`, if that is stated.
+    Instances below `generation_minimum` get no more calls.
     """
 
     name: str
@@ -114,6 +117,7 @@ class FunctionRecord:
     replicas_requested: int | None = None
     created_at: float = 0.0
     generation: int = 1
+    generation_minimum: int = 1
     devices: tuple[DeviceNeed, ...] = ()
     priority: int = 0
     slo_ttft_seconds: float | None = None

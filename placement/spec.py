@@ -37,6 +37,7 @@ from stoker.placement.spec_fields import (
     texts_field,
     whole_number,
 )
+from stoker.placement.spec_probes import health_probe, ready_probe
 from stoker.placement.spec_scaling import scaling_of
 from stoker.placement.timeouts import Timeouts, timeouts_of
 
@@ -69,6 +70,7 @@ AUTHS = ("token",)
 CONTEXT_TOKENS_MAXIMUM = 10_000_000
 PRIORITY_MAXIMUM = 1000
 SLO_MILLISECONDS_MAXIMUM = 3_600_000
+SECRETS_MAXIMUM = 64
 # A record must fit into one entry of the store with room for its growth.
 RECORD_BYTES_MAXIMUM = 512 * 1024
 
@@ -124,6 +126,8 @@ def parse_deployment(
     read_only = body.get("readOnlyRootFilesystem") or False
     if not isinstance(read_only, bool):
         refuse("readOnlyRootFilesystem", "true or false", read_only)
+    health_probe(annotations)
+    ready_probe(annotations)
     image = text_field(body, "image")
     if not image:
         refuse("image", "the name of an image", body.get("image"))
@@ -142,7 +146,7 @@ def parse_deployment(
         env_process=env_process,
         labels=labels,
         annotations=annotations,
-        secrets=tuple(valid_secret_name(name) for name in list_field(body, "secrets")),
+        secrets=_secrets(body),
         constraints=list_field(body, "constraints"),
         limits=_limits(body),
         requests=texts_field(body, "requests"),
@@ -312,6 +316,13 @@ def _task(annotations: Mapping[str, str], model_uri: str | None) -> Task:
         )
     known: Task = task  # type: ignore[assignment]  # checked against the Literal above
     return known
+
+
+def _secrets(body: Mapping[str, Any]) -> tuple[str, ...]:
+    names = list_field(body, "secrets")
+    if len(names) > SECRETS_MAXIMUM:
+        refuse("secrets", f"at most {SECRETS_MAXIMUM} names", len(names))
+    return tuple(valid_secret_name(name) for name in names)
 
 
 def _limits(body: Mapping[str, Any]) -> dict[str, str] | None:

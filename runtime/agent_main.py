@@ -44,6 +44,7 @@ from stoker.runtime.parked import ParkedProcesses
 from stoker.runtime.peers import PeerDirectory
 from stoker.runtime.preflight import check_memory
 from stoker.runtime.read_ahead import ReadAhead
+from stoker.runtime.secrets import SecretReader
 from stoker.runtime.settings import Settings
 from stoker.runtime.spare_sockets import SpareSockets, address_of, listen
 from stoker.runtime.worker_start import ZygoteStart
@@ -121,8 +122,7 @@ async def _serve(
     )
     (groups, levels), gpus = await asyncio.gather(to_thread(_holds), to_thread(_devices))
     zygote = ZygoteClient(
-        program(run_dir, os.environ),
-        on_change=lambda: agent.announce() if agent else None,
+        program(run_dir, os.environ), on_change=lambda: agent.announce() if agent else None
     )
     zygotes = _zygotes(settings, zygote)
     peers = await to_thread(_peers, settings, store)
@@ -142,6 +142,7 @@ async def _serve(
         node = Node(
             open_checkpoint=_opener(cache, peers, pool),
             open_code=_code(settings, store).open,
+            open_secrets=SecretReader(store, settings.cluster_token).open,
             zygote_for=zygotes.lease,
             parking=ParkedProcesses(zygotes.lease, groups, logs, run_dir, agent.announce),
             announcer=announcements,

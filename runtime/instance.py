@@ -34,7 +34,9 @@ from stoker.placement.records import (
     encode,
 )
 from stoker.placement.resources import Limits, parse_limits
+from stoker.placement.spec_probes import health_probe
 from stoker.runtime.cgroups import Group
+from stoker.runtime.health import unhealthy
 from stoker.runtime.node import Node, Parked, Worker
 from stoker.runtime.openings import Openings
 from stoker.runtime.pipes import Pipe
@@ -88,6 +90,7 @@ class Instance:
         self._worker: Worker | None = None
         self._forked_after = 0.0
         self._serving_at = math.inf
+        self._served = asyncio.Event()
         self._called = False
         self._grouping: asyncio.Future[Group] | None = None
         self._parked: Parked | None = None
@@ -215,31 +218,26 @@ class Instance:
         self._listening.close()
         for pipe in self._pipes:
             pipe.close_write_end()
+        self._openings.forget_secrets()
         self._started_with = start
         self._log_pump = asyncio.ensure_future(log.pump(self._write_log))
         self._say(f"{how} worker pid {self._worker.pid} after {self._age():.3f} s")
 
     async def _sandbox(self, limits: Limits) -> SandboxStart:
         """What the worker must know of its sandbox; a limit that nobody enforces is told."""
-        node = self._node
         assert self._grouping is not None
         group = await asyncio.shield(self._grouping)
         for name in limits.stated:
-            if (why := node.groups.missing.get(name)) is not None:
+            if (why := self._node.groups.missing.get(name)) is not None:
                 self._say(f"is not held to limits.{name} by this node ({why})")
-        return SandboxStart(
-            levels=node.sandbox_levels,
-            hidden=node.hidden,
-            groups=tuple(group.join_paths),
-            memory_bytes=limits.memory_bytes,
-        )
+        return self._node.sandbox_of(group, limits)
 
     async def _watch(self, worker: Worker) -> None:
         """Returns when an order to stop came; raises what ended the instance otherwise."""
         status = asyncio.ensure_future(self._next_status())
         stopping = asyncio.ensure_future(self._stop_requested.wait())
-        loading = asyncio.ensure_future(self._openings.failure(STARTUP_SECONDS_MAXIMUM))
-        waits: set[asyncio.Future[Any]] = {worker.exited, status, stopping, loading}
+        failing = asyncio.ensure_future(self._failure())
+        waits: set[asyncio.Future[Any]] = {worker.exited, status, stopping, failing}
         try:
             while not stopping.done():
                 remaining = self._seen_at + STARTUP_SECONDS_MAXIMUM - time.monotonic()
@@ -259,13 +257,23 @@ class Instance:
                         self._hear(said)
                         status = asyncio.ensure_future(self._next_status())
                         waits.add(status)
-                if loading.done():
-                    waits.discard(loading)
-                    if (error := loading.result()) is not None:
+                if failing.done():
+                    waits.discard(failing)
+                    if (error := failing.result()) is not None:
                         raise error
         finally:
-            for wait in (status, stopping, loading):
+            for wait in (status, stopping, failing):
                 wait.cancel()
+
+    async def _failure(self) -> StokerError | None:
+        """What a load failed with; otherwise that the function is not well, if it can say so."""
+        error = await self._openings.failure(STARTUP_SECONDS_MAXIMUM)
+        assert self._started_with is not None
+        start, probe = self._started_with, health_probe(self._started_with.function.annotations)
+        if error is not None or probe is None:
+            return error
+        await self._served.wait()
+        return await unhealthy(start.function.key, probe, self.record.address, start.token)
 
     async def _next_status(self) -> WorkerStatus | None:
         """The next line of the status pipe; None at its end."""
@@ -283,6 +291,7 @@ class Instance:
             return
         assert self._worker is not None
         self._serving_at = time.monotonic()
+        self._served.set()
         made = ", made from its template" if said.from_template else ""
         self._say(f"serving at {self.record.address} after {self._age():.3f} s{made}")
         fetched, read = self._openings.transfer_seconds

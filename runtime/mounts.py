@@ -4,6 +4,7 @@ and the node's own, out of sight.
     /                read-only
     /tmp, /var/tmp   <work>/tmp
     /dev/shm         empty, in memory
+    /var             with secrets: nothing but tmp and openfaas/secrets, which is in memory
     hidden folders   empty, but for the folders of `kept` that lie in them
     <work>           writable
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from stoker.runtime import linux
@@ -29,15 +30,19 @@ def existing(paths: Iterable[str]) -> tuple[str, ...]:
 
 TEMPORARY = existing(("/tmp", "/var/tmp"))  # noqa: S108 (the places themselves)
 SHARED_MEMORY = existing(("/dev/shm",))  # noqa: S108
+SECRETS = "/var/openfaas/secrets"
+_VAR = existing(("/var",))
 
 
-def make_own_view(work: str, hidden: Iterable[str], kept: Iterable[str]) -> None:
+def make_own_view(
+    work: str, hidden: Iterable[str], kept: Iterable[str], secrets: Mapping[str, bytes]
+) -> None:
     """Takes effect at once; the working directory must be set anew. OSError if not allowed.
 
     Needs CAP_SYS_ADMIN, or a kernel that gives every user namespaces; then uid and gid stay the
     same. `work` has a folder `tmp`. All are absolute paths of what exists, without symbolic links.
     """
-    covered = outermost([*TEMPORARY, *SHARED_MEMORY, *hidden])
+    covered = outermost([*TEMPORARY, *SHARED_MEMORY, *hidden, *(_VAR if secrets else ())])
     back = [path for path in outermost([work, *kept]) if _inside(path, covered)]
     _enter_namespace()
     linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
@@ -48,11 +53,14 @@ def make_own_view(work: str, hidden: Iterable[str], kept: Iterable[str]) -> None
         own_temporary = os.open(Path(work, "tmp"), os.O_PATH | os.O_CLOEXEC)
         sources[""] = own_temporary
         for place in covered:
-            if place in TEMPORARY:
-                _bind(own_temporary, place)
-                linux.set_read_only(place, False)
-            else:
+            if place not in TEMPORARY:
                 linux.mount("none", place, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=1777")
+        for place in TEMPORARY:
+            if place not in covered:  # but in /var
+                _make_place(place, own_temporary)
+            _bind(own_temporary, place)
+            linux.set_read_only(place, False)
+        _write_files(SECRETS, secrets)
         for path in back:
             _make_place(path, sources[path])
             _bind(sources[path], path)
@@ -104,3 +112,12 @@ def _make_place(path: str, source: int) -> None:
 
 def _bind(source: int, target: str) -> None:
     linux.mount(f"/proc/self/fd/{source}", target, None, linux.MS_BIND | linux.MS_REC)
+
+
+def _write_files(folder: str, files: Mapping[str, bytes]) -> None:
+    if files:
+        os.makedirs(folder)  # noqa: PTH103 (each start waits for it)
+    for name, content in files.items():
+        descriptor = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
+        with open(descriptor, "wb") as file:
+            file.write(content)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Protocol
 
 from stoker.placement.records import CheckpointRef, FunctionRecord
+from stoker.placement.resources import Limits
 from stoker.runtime.cgroups import ControlGroups, Group
 from stoker.runtime.function_logs import FunctionLogs
-from stoker.runtime.worker_start import ParkStart, WorkerStart
+from stoker.runtime.worker_start import ParkStart, SandboxStart, WorkerStart
 
 
 class LoadProgress(Protocol):
@@ -112,14 +113,15 @@ class Node:
     """What an instance needs of its node.
 
     `sandbox_levels` are those that every worker enters, `hidden` the folders that none sees.
-    `open_checkpoint` and `open_code` block and are run in `threads`; waiting for a load to end
-    takes a thread of `waiting_threads`. A checkpoint is opened for a function, for which there must
-    be memory. `on_serving` is told the init seconds. `devices` are the node's, by their numbers, as
-    CUDA names them.
+    What opens something blocks and is run in `threads`; waiting for a load to end takes a thread of
+    `waiting_threads`. A checkpoint is opened for a function, for which there must be memory; its
+    secrets are opened as the descriptor of a memory file. `on_serving` is told the init seconds.
+    `devices` are the node's, by their numbers, as CUDA names them.
     """
 
     open_checkpoint: Callable[[CheckpointRef, FunctionRecord], OpenCheckpoint]
     open_code: Callable[[str], Path]
+    open_secrets: Callable[[FunctionRecord], int]
     zygote_for: ZygoteFor
     parking: Parking
     announcer: Announcer
@@ -135,3 +137,11 @@ class Node:
     sandbox_levels: tuple[str, ...]
     hidden: tuple[str, ...]
     devices: tuple[str, ...] = ()
+
+    def sandbox_of(self, group: Group, limits: Limits) -> SandboxStart:
+        return SandboxStart(
+            levels=self.sandbox_levels,
+            hidden=self.hidden,
+            groups=tuple(group.join_paths),
+            memory_bytes=limits.memory_bytes,
+        )

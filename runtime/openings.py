@@ -1,8 +1,9 @@
-"""The checkpoints of one instance, from their opening until they may be evicted again."""
+"""What one instance needs opened: its checkpoints, until they may be evicted, and its secrets."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 
 from stoker.placement.errors import StokerError
@@ -12,7 +13,7 @@ from stoker.runtime.worker_start import CheckpointStart
 
 
 class Openings:
-    """Its model's, and an adapter's beside it; opened side by side. `age` is the instance's."""
+    """Its model's checkpoint, an adapter's, its secrets, side by side. `age` is the instance's."""
 
     def __init__(self, node: Node, age: Callable[[], float]) -> None:
         self._node = node
@@ -20,6 +21,7 @@ class Openings:
         self._refs: list[CheckpointRef] = []
         self._openings: list[asyncio.Future[OpenCheckpoint]] = []
         self._opened: list[OpenCheckpoint] = []
+        self._secrets: asyncio.Future[int] | None = None
 
     def begin(self, function: FunctionRecord) -> None:
         loop, node = asyncio.get_running_loop(), self._node
@@ -27,10 +29,14 @@ class Openings:
         for ref in self._refs:
             opening = loop.run_in_executor(node.threads, node.open_checkpoint, ref, function)
             self._openings.append(opening)
+        if function.secrets:
+            self._secrets = loop.run_in_executor(node.threads, node.open_secrets, function)
 
     async def starts(self) -> list[CheckpointStart]:
-        """What a worker must know of each, once all are open; StokerError when one is not."""
+        """What a worker must know of each checkpoint, once all is open; StokerError if not."""
         found = []
+        if self._secrets is not None:
+            await asyncio.shield(self._secrets)
         for ref, opening in zip(self._refs, self._openings, strict=True):
             # A thread cannot be cancelled: `close` closes what it opens too late.
             opened = await asyncio.shield(opening)
@@ -51,10 +57,12 @@ class Openings:
 
     @property
     def descriptors(self) -> list[int]:
-        """Of the pool and of each load's progress, if there are any."""
+        """Of the secrets, the pool and each load's progress, if there are any."""
+        secrets = [] if self._secrets is None else [self._secrets.result()]
         if not self._opened:
-            return []
-        return [self._node.pool_descriptor, *(opened.progress.fd for opened in self._opened)]
+            return secrets
+        loads = (opened.progress.fd for opened in self._opened)
+        return [*secrets, self._node.pool_descriptor, *loads]
 
     @property
     def transfer_seconds(self) -> tuple[float, float]:
@@ -73,7 +81,14 @@ class Openings:
             return error
         return None
 
+    def forget_secrets(self) -> None:
+        """The worker has its own descriptor of them."""
+        if self._secrets is not None:
+            self._secrets.add_done_callback(_close_descriptor)
+            self._secrets = None
+
     def close(self) -> None:
+        self.forget_secrets()
         for opening in self._openings:
             opening.add_done_callback(_close)
 
@@ -81,3 +96,8 @@ class Openings:
 def _close(opening: asyncio.Future[OpenCheckpoint]) -> None:
     if not opening.cancelled() and opening.exception() is None:
         opening.result().close()
+
+
+def _close_descriptor(opening: asyncio.Future[int]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        os.close(opening.result())

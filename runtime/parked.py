@@ -213,11 +213,12 @@ def _lasting(function: FunctionRecord) -> FunctionRecord:
 
 
 def _can_be_parked(start: WorkerStart) -> bool:
-    """Not with devices: its code, imported ahead, might take one that is somebody else's. A
-    classic function has nothing to make ready: each of its requests is a process. Code beside a
-    model would have to be made ready together with it.
+    """Not with devices: its code, imported ahead, might take one that is somebody else's. Not with
+    secrets: they are read when the instance starts, and wait in no process. A classic function has
+    nothing to make ready: each of its requests is a process. Code beside a model would have to be
+    made ready together with it.
     """
-    if start.devices:
+    if start.devices or start.function.secrets:
         return False
     if start.function.task != "custom":
         return start.checkpoint is not None

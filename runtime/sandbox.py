@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import orjson
@@ -53,7 +53,7 @@ class Plan:
 
     Everything below `work_dir` may be written; `work_dir/tmp` exists. `hidden` are folders of
     the node. `private_bytes` is how much private memory may be mapped from now on, None for any.
-    `own_view` says that the level `mounts` has been entered.
+    `own_view` says that the level `mounts` has been entered. `secrets` are files to lay out there.
     """
 
     work_dir: Path
@@ -61,6 +61,7 @@ class Plan:
     hidden: tuple[str, ...] = ()
     private_bytes: int | None = None
     own_view: bool = False
+    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
 def _interpreter_folders() -> tuple[str, ...]:
@@ -94,6 +95,12 @@ def enter(levels: Iterable[str], plan: Plan) -> None:
     """
     chosen = tuple(levels)
     plan = replace(plan, own_view="mounts" in chosen)
+    if plan.secrets and not plan.own_view:
+        raise StartFailed(
+            "Expected the level mounts of the sandbox, without which secrets cannot be files that "
+            f"only their function sees, found {', '.join(chosen) or 'no level'}.",
+            "See `stoker doctor`, or run the function on a node that has it.",
+        )
     for level in chosen:
         try:
             _LEVELS[level](plan)
@@ -157,15 +164,16 @@ def _make_own_view(plan: Plan) -> None:
     kept = (*_INTERPRETER, *_RESOLVER, *mounts.existing(plan.readable))
     hidden = (*_HIDDEN, *mounts.existing(plan.hidden))
     work = os.path.realpath(plan.work_dir)
-    mounts.make_own_view(work, hidden, kept)
+    mounts.make_own_view(work, hidden, kept, plan.secrets)
 
 
 def _restrict_files(plan: Plan) -> None:
     own = [str(plan.work_dir), *(_OWN_PLACES if plan.own_view else ())]
+    readable = (*plan.readable, *((mounts.SECRETS,) if plan.secrets else ()))
     landlock.restrict(
         [
             *_RULES,
-            *((path, landlock.READ) for path in plan.readable),
+            *((path, landlock.READ) for path in readable),
             *((path, landlock.WRITE) for path in own),
         ]
     )

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,13 +26,16 @@ import torch
 import uvloop
 
 from stoker.placement.errors import InstanceLost, StartFailed, StokerError
+from stoker.placement.spec_probes import ready_probe
 from stoker.runtime import linux, sandbox
 from stoker.runtime.cgroups import Joining
 from stoker.runtime.handlers.calls import contained_task
 from stoker.runtime.handlers.http import Handler, Request, Response
+from stoker.runtime.readiness import Readiness
+from stoker.runtime.secret_files import unpacked
 from stoker.runtime.template import ModelTemplate
 from stoker.runtime.worker_function import Prepared, build
-from stoker.runtime.worker_http import Ready, WorkerApp
+from stoker.runtime.worker_http import WATCHDOG_PATHS, Ready, WorkerApp
 from stoker.runtime.worker_server import Server, server_config
 from stoker.runtime.worker_start import WorkerStart, WorkerStatus, encode_event
 
@@ -54,7 +57,8 @@ def run(start: WorkerStart, descriptors: Sequence[int], template: ModelTemplate 
     forked_at = time.monotonic()
     listen, log, status, *others = descriptors
     try:
-        joining = become(start, log)
+        secrets = unpacked(others.pop(0)) if start.function.secrets else {}
+        joining = become(start, log, secrets)
     except StokerError as error:
         tell_failure(status, error)
         return 1
@@ -101,6 +105,7 @@ class _Worker:
         self._exit_code = 0
         self._ready: asyncio.Future[Ready]
         self._ending: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
 
     async def serve(self, listen: int, pool: tuple[int, ...], prepared: Prepared) -> int:
         loop = asyncio.get_running_loop()
@@ -140,6 +145,7 @@ class _Worker:
             if made.start is not None:
                 await made.start()
                 made = replace(made, at=time.monotonic())
+            made = await self._when_it_says_so(made)
         except StokerError as error:
             self._refuse(ready, error)
         except Exception as error:  # noqa: BLE001 (whatever broke must reach the agent)
@@ -164,6 +170,16 @@ class _Worker:
             from_template = prepared.template is not None
             tell(self._status, WorkerStatus("serving", init_seconds, from_template))
 
+    async def _when_it_says_so(self, made: Ready) -> Ready:
+        """The function once its ready path has answered, where it has one."""
+        probe = ready_probe(self._start.function.annotations)
+        if probe is None or probe.path in WATCHDOG_PATHS:
+            return made
+        readiness = Readiness(probe, made.handler)
+        await readiness.begin()
+        self._following = asyncio.ensure_future(readiness.follow())
+        return replace(made, at=time.monotonic(), accepts=lambda: readiness.holds)
+
     def _build(self, prepared: Prepared, pool: tuple[int, ...]) -> Ready:
         """In a thread. No user code runs before the control group holds it."""
         if self._start.function.task == "custom":
@@ -178,7 +194,7 @@ class _Worker:
 
         async def handle(request: Request) -> Response:
             nonlocal told
-            if not told:
+            if not told and not request.header("x-stoker-probe"):
                 told = True
                 tell(self._status, WorkerStatus("called"))
             return await handler(request)
@@ -221,7 +237,7 @@ def tell_failure(pipe: int, error: StokerError) -> None:
     tell(pipe, WorkerStatus("failed", error=error.to_wire()))
 
 
-def become(start: WorkerStart, log: int) -> Joining:
+def become(start: WorkerStart, log: int, secrets: Mapping[str, bytes]) -> Joining:
     """Own session, own folders, own environment, the log for output, and no way up."""
     os.setsid()
     die_with_parent()
@@ -245,7 +261,7 @@ def become(start: WorkerStart, log: int) -> Joining:
         | {"CUDA_VISIBLE_DEVICES": ",".join(start.devices)}
     )
     joining = Joining(start.sandbox.groups)
-    sandbox.enter(start.sandbox.levels, _plan(start))
+    sandbox.enter(start.sandbox.levels, _plan(start, secrets))
     joining.begin()
     os.chdir(start.code_dir or work_dir)
     tempfile.tempdir = None
@@ -263,7 +279,7 @@ def write_output_to(log: int) -> None:
     os.close(log)
 
 
-def _plan(start: WorkerStart) -> sandbox.Plan:
+def _plan(start: WorkerStart, secrets: Mapping[str, bytes]) -> sandbox.Plan:
     readable = [sys.prefix]  # an environment's, in a fork of its zygote
     if start.code_dir is not None:
         readable.append(start.code_dir)
@@ -280,6 +296,7 @@ def _plan(start: WorkerStart) -> sandbox.Plan:
         readable=tuple(readable),
         hidden=start.sandbox.hidden,
         private_bytes=private_bytes,
+        secrets=secrets,
     )
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from stoker.native import Progress
 from stoker.placement.errors import StartFailed, StokerError
 from stoker.placement.function_code import kind_in
+from stoker.placement.spec_probes import health_probe, ready_probe
 from stoker.runtime.engine.model_task import model_task
 from stoker.runtime.handlers import functions_framework, knative
 from stoker.runtime.handlers.code import listing
 from stoker.runtime.handlers.context_model import ContextModel
+from stoker.runtime.handlers.deadline import limited
 from stoker.runtime.handlers.events import EventHandler, as_prompt, as_sent
 from stoker.runtime.handlers.openfaas import Context, FunctionHandler, load_handle
 from stoker.runtime.handlers.process import ProcessHandler
@@ -84,7 +86,7 @@ def build(
     handler, arrival = template.start(pool, checkpoint.chunks, progress, on_lost, adapter)
     source = f"/function/{start.function.key}"
     answering = EventHandler(handler, as_prompt, source=source, only_events=True)
-    made = Ready(guarded(answering), time.monotonic())
+    made = Ready(guarded(limited(answering, os.environ)), time.monotonic())
     if start.function.task == "custom":
         name = start.function.name
         made = _coded(start, prepared, ContextModel(handler, name, chats=template.chats))
@@ -117,14 +119,16 @@ def import_code(start: WorkerStart) -> Code:
         )
     code_dir = Path(start.code_dir)
     kind = kind_in(code_dir, function.annotations)
-    concurrency = function.scaling.concurrency
+    # A probe takes no turn from a call.
+    probes = health_probe(function.annotations), ready_probe(function.annotations)
+    concurrency = function.scaling.concurrency + sum(probe is not None for probe in probes)
     if kind == "knative":
         made = knative.load(code_dir)
         handler = EventHandler(made, as_sent, only_events=True)
-        called = handler if made.takes_events else made
+        called = limited(handler if made.takes_events else made, os.environ)
         return lambda *_: Ready(called, start=made.start, stop=made.stop)
     if kind == "functions-framework":
-        framed = functions_framework.load(code_dir, concurrency)
+        framed = limited(functions_framework.load(code_dir, concurrency), os.environ)
         return lambda *_: Ready(framed)
     if kind == "process":
         if not function.env_process:
@@ -140,7 +144,8 @@ def import_code(start: WorkerStart) -> Code:
     def ready(instance_id: str, model: ContextModel | None) -> Ready:
         environment = dict(function.environment)
         context = Context(instance_id, function.name, function.namespace, environment, model)
-        made = EventHandler(FunctionHandler(handle, context, concurrency))
+        answering = EventHandler(FunctionHandler(handle, context, concurrency))
+        made = limited(answering, os.environ)
         return Ready(made, start=None if model is None else model.attach)
 
     return ready

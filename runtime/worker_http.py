@@ -33,6 +33,8 @@ from stoker.runtime.handlers.http import Handler, Request, Response, json_respon
 BODY_BYTES_MAXIMUM = 64 << 20
 LOAD_ERROR_SECONDS_MAXIMUM = 1.0
 """Between a layer that hears that its load has failed and everybody else."""
+_READY_PATH = "/_/ready"
+WATCHDOG_PATHS = ("/_/health", _READY_PATH)
 _HOP_BY_HOP = frozenset({"connection", "content-length", "keep-alive", "transfer-encoding"})
 
 Message = MutableMapping[str, Any]
@@ -47,6 +49,7 @@ class Ready:
     `bytes_at` is when the last of them arrived, or what their load failed with; None for weights
     that were in memory when the instance was ordered. `fetch_seconds` is what getting them from
     afar took. `start` is called in the event loop before the first request, `stop` after the last.
+    While it does not accept calls, they are sent elsewhere.
     """
 
     handler: Handler
@@ -55,6 +58,7 @@ class Ready:
     fetch_seconds: Callable[[], float] = lambda: 0.0
     start: Callable[[], Awaitable[None]] | None = None
     stop: Callable[[], Awaitable[None]] | None = None
+    accepts: Callable[[], bool] = lambda: True
 
     def stages(self, since: float, prefill: tuple[float, float] | None) -> dict[str, float]:
         """How a request that came at `since` spent its time to the first token.
@@ -99,6 +103,7 @@ class WorkerApp:
         self._token = token.encode()
         self._instance_id = instance_id.encode()
         self._ready = ready
+        self._concurrency = concurrency
         self._admission = Admission(concurrency)
         self._ordered_at = started_at
 
@@ -110,6 +115,9 @@ class WorkerApp:
                 await _send_response(send, _MISDIRECTED)
                 return
             self._authorise(headers)
+            if scope["path"] in WATCHDOG_PATHS:
+                await _send_response(send, self._watchdog_answer(scope["path"]))
+                return
             request = await _read(scope, receive)
         except StokerError as error:
             await _send_response(send, error_response(error))
@@ -129,8 +137,15 @@ class WorkerApp:
 
     async def _answer(self, request: Request, since: float, send: Send) -> None:
         try:
+            if request.header("x-stoker-probe"):
+                ready = await asyncio.shield(self._ready)
+                await _send_response(send, await ready.handler(request))
+                return
             with self._admission.place():
                 ready = await asyncio.shield(self._ready)
+                if not ready.accepts():
+                    await _send_response(send, _MISDIRECTED)
+                    return
                 async with self._admission.slot():
                     try:
                         response = await ready.handler(request)
@@ -141,6 +156,14 @@ class WorkerApp:
                     await _send_response(send, response, stages)
         except StokerError as error:
             await _send_response(send, error_response(error))
+
+    def _watchdog_answer(self, path: str) -> Response:
+        """What OpenFaaS' watchdog says of itself: whether it works, and takes one more call."""
+        works = self._ready.done() and not self._ready.exception()
+        if not works or (path == _READY_PATH and not self._ready.result().accepts()):
+            return Response(503)
+        full = self._admission.inside >= self._concurrency
+        return Response(429 if path == _READY_PATH and full else 200)
 
     def _authorise(self, headers: Mapping[bytes, bytes]) -> None:
         given = headers.get(b"x-stoker-token", b"")

@@ -53,7 +53,7 @@ def run(start: WorkerStart, descriptors: Sequence[int], template: ModelTemplate 
     """
     control, log = descriptors
     try:
-        joining = worker.become(start, log)
+        joining = worker.become(start, log, {})  # with secrets, nothing is parked
         joining.wait()
         prepared = _prepare(start, template)
         worker.tell(control, WorkerStatus("parked", private_bytes=_private_bytes()))

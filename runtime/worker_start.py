@@ -21,7 +21,7 @@ from stoker.placement.records import FunctionRecord, decode, encode
 MESSAGE_BYTES_MAXIMUM = 192 * 1024
 """Below the default send buffer of a unix socket; a chunk list of 400 GiB fits."""
 
-DESCRIPTORS_MAXIMUM = 6
+DESCRIPTORS_MAXIMUM = 7
 
 _PASSED_ON = (
     "PATH",
@@ -95,6 +95,8 @@ class WorkerStart:
     def descriptor_names(self) -> tuple[str, ...]:
         """The file descriptors that travel with the message, in order."""
         names: tuple[str, ...] = ("listen", "log", "status")
+        if self.function.secrets:
+            names += ("secrets",)
         if self.checkpoint is not None:
             names += ("pool", "progress")
         return names if self.adapter is None else (*names, "adapter_progress")

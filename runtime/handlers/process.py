@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stoker.placement.errors import FunctionError, StartFailed
-from stoker.placement.spec_fields import duration_seconds
+from stoker.runtime.handlers.deadline import exec_seconds, limit_seconds
 from stoker.runtime.handlers.http import Headers, Request, Response
 
 ANSWER_BYTES_MAXIMUM = 64 << 20
@@ -41,7 +41,7 @@ class ProcessHandler:
         self._arguments = tuple(arguments)
         self._folder = folder
         self._environment = dict(environment)
-        self._exec_seconds = _exec_seconds(environment)
+        self._exec_seconds = exec_seconds(environment, EXEC_SECONDS_DEFAULT)
         program = self._arguments[0] if self._arguments else ""
         search = f"{folder}" if "/" in program else environment.get("PATH", os.defpath)
         if shutil.which(folder / program if "/" in program else program, path=search) is None:
@@ -52,7 +52,7 @@ class ProcessHandler:
 
     async def __call__(self, request: Request) -> Response:
         began = time.monotonic()
-        limit = _shorter(self._exec_seconds, duration_seconds(request.header("x-timeout")))
+        limit = limit_seconds(request, self._exec_seconds)
         sys.stderr.write("Forking fprocess.\n")
         forked = self._fork(request)
         try:
@@ -185,24 +185,6 @@ def request_environment(request: Request) -> dict[str, str]:
         for name, value in reversed(request.public_headers)
     }
     return headers | {name: value for name, value in found.items() if value}
-
-
-def _exec_seconds(environment: Mapping[str, str]) -> float | None:
-    stated = environment.get("exec_timeout")
-    if stated is None:
-        return EXEC_SECONDS_DEFAULT
-    seconds = duration_seconds(stated)
-    if seconds is None:
-        raise StartFailed(
-            f"Expected seconds or a duration such as 1m30s in exec_timeout, found {stated!r:.40}.",
-            "Correct the function's environment.",
-        )
-    return seconds or None
-
-
-def _shorter(seconds: float | None, other: float | None) -> float | None:
-    given = [value for value in (seconds, other) if value]
-    return min(given, default=None)
 
 
 def _sniffed(output: bytes) -> str:

@@ -81,6 +81,8 @@ def test_a_function_says_which_starts_failed_and_when_the_next_is(bench: Bench) 
 def test_a_namespace_comes_from_the_body_or_the_query(bench: Bench) -> None:
     image(bench, "spaced:latest")
     time.sleep(0.1)
+    for name in ("one", "two"):
+        assert bench.system("POST", "/system/namespace/", {"name": name}).status == 201
     body = deployment("spaced")
     assert bench.system("POST", "/system/functions?namespace=one", body).status == 202
     assert bench.system("POST", "/system/functions", body | {"namespace": "two"}).status == 202
@@ -96,6 +98,8 @@ def test_a_namespace_comes_from_the_body_or_the_query(bench: Bench) -> None:
     assert bench.system("DELETE", "/system/functions?namespace=one", gone).status == 202
     gone["namespace"] = "two"
     assert bench.system("DELETE", "/system/functions", gone).status == 202
+    for name in ("one", "two"):
+        assert bench.system("DELETE", f"/system/namespace/{name}").status == 202
 
 
 def test_updates_at_the_same_time_all_count(bench: Bench) -> None:
@@ -236,6 +240,14 @@ def test_info_has_every_field_a_provider_must_have(bench: Bench) -> None:
     assert info["arch"]
 
 
+def test_telemetry_counts_and_names_nothing(bench: Bench) -> None:
+    function = bench.function()
+    told = bench.system("GET", "/system/telemetry")
+    assert told.json()["functions"] >= 1
+    assert told.json()["nodes"] == 1
+    assert function.name.encode() not in told.body
+
+
 def test_metrics_name_deployed_functions_only(bench: Bench) -> None:
     async def ok(request: server.Request) -> server.Response:
         return server.Response()
@@ -247,8 +259,10 @@ def test_metrics_name_deployed_functions_only(bench: Bench) -> None:
     text = bench.system("GET", "/metrics").body.decode()
     label = f'function_name="{function.key}"'
     assert f'gateway_function_invocation_total{{code="200",{label}}} 1.0' in text
-    assert f"gateway_function_invocation_started_total{{{label}}} 1.0" in text
+    assert f"gateway_function_invocation_started{{{label}}} 1.0" in text
     assert f"gateway_service_count{{{label}}} 1.0" in text
+    assert f"gateway_service_ready_count{{{label}}} 1.0" in text
+    assert f"gateway_function_invocation_inflight{{{label}}} 0.0" in text
     assert f'gateway_functions_seconds_count{{code="200",{label}}} 1.0' in text
     assert "unheard-of" not in text
     status = bench.system("GET", f"/system/function/{function.name}").json()
@@ -280,6 +294,12 @@ def test_logs_of_all_nodes_come_in_order_of_time(bench: Bench) -> None:
     assert sorted(followed.body.splitlines()) == sorted(b"".join(map(line, (1, 2, 3))).splitlines())
     assert bench.system("GET", f"{path}&tail=x").status == 422
     assert bench.system("GET", "/system/logs?name=nobody").status == 404
+    for since in ("yesterday", "2026-01-01T00:00:00"):
+        assert bench.system("GET", f"{path}&since={since}").status == 422
+    assert bench.system("GET", "/system/logs").status == 422
+    assert bench.system("GET", f"{path}&follow=maybe").status == 422
+    posted = bench.system("POST", path)
+    assert (posted.status, posted.headers["allow"]) == (405, "GET")
 
 
 def test_a_handler_is_built_published_and_deployed(bench: Bench) -> None:
@@ -333,4 +353,6 @@ def test_the_images_of_openfaas_own_tools_need_no_build(bench: Bench) -> None:
 def test_an_unknown_route_is_a_sentence(bench: Bench) -> None:
     answer = bench.call("GET", "/nothing", None, web.basic(bench.password))
     assert (answer.status, answer.headers["x-openfaas-internal"]) == (404, "gateway")
-    assert bench.system("PATCH", "/system/functions").status == 405
+    refused = bench.system("PATCH", "/system/functions")
+    assert refused.status == 405
+    assert {"GET", "POST", "PUT", "DELETE"} <= set(refused.headers["allow"].split(", "))

@@ -23,6 +23,7 @@ from stoker.runtime.cgroups import ControlGroups, Group
 from stoker.runtime.function_logs import FunctionLogs, LogQuery
 from stoker.runtime.instance import Instance
 from stoker.runtime.node import Node
+from stoker.runtime.secret_files import packed
 from stoker.runtime.spare_sockets import address_of, listen
 from stoker.runtime.worker_start import WorkerStart
 
@@ -152,12 +153,14 @@ class World:
         self.init_seconds: list[float] = []
         self.logs = FunctionLogs(tmp_path / "logs")
         self.changed = asyncio.Event()
+        self.open_secrets: Callable[[FunctionRecord], int] = lambda function: packed({})
         self.listening = listen("127.0.0.1", 0)
         self.address = address_of(self.listening)
         self.executor = ThreadPoolExecutor(4)
         node = Node(
             open_checkpoint=lambda ref, function: self.opened_for.append(ref) or self.opens(),
             open_code=lambda digest: tmp_path / digest,
+            open_secrets=lambda function: self.open_secrets(function),
             zygote_for=self.zygote_for,
             parking=self,
             announcer=self,

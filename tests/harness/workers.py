@@ -28,6 +28,7 @@ from stoker.native import (
 )
 from stoker.placement.records import FunctionRecord
 from stoker.runtime import sandbox
+from stoker.runtime.secret_files import packed
 from stoker.runtime.worker_start import (
     CheckpointStart,
     ParkStart,
@@ -204,6 +205,7 @@ class WorkerProcess:
         parked: ParkedProcess | None = None,
         checkpoint: Resident | None = None,
         adapter: Resident | None = None,
+        secrets: Mapping[str, bytes] | None = None,
         **keywords: Any,
     ) -> None:
         self.zygote = zygote
@@ -215,6 +217,8 @@ class WorkerProcess:
         start = start_of(function, work_dir, checkpoint=checkpoint, adapter=adapter, **keywords)
         self.began = start.started_at
         descriptors = [listening.fileno(), log_write, status_write]
+        if secrets:
+            descriptors.append(packed(secrets))
         if checkpoint is not None:
             descriptors += [checkpoint.pool.fd, checkpoint.progress.fd]
         if adapter is not None:
@@ -227,6 +231,8 @@ class WorkerProcess:
         listening.close()
         os.close(log_write)
         os.close(status_write)
+        if secrets:
+            os.close(descriptors[3])
         if parked is None:
             event = zygote.event()
             assert event.event == "forked", event

@@ -139,6 +139,7 @@ def test_code_may_have_a_model_and_is_then_called_by_handle_alone() -> None:
         {"envProcess": ["x"]},
         {"secrets": ["../passwd"]},
         {"secrets": "x"},
+        {"secrets": ["x"] * 65},
         {"constraints": [1]},
         {"limits": {"memory": 5}},
         {"readOnlyRootFilesystem": "yes"},

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 from dataclasses import replace
@@ -29,9 +30,10 @@ from stoker.placement.errors import (
     StokerError,
 )
 from stoker.placement.instance_token import instance_token
-from stoker.placement.records import CheckpointRef
+from stoker.placement.records import CheckpointRef, FunctionRecord
 from stoker.placement.timeouts import Timeouts
 from stoker.runtime import instance as instance_module
+from stoker.runtime.secret_files import packed
 
 
 def test_a_life_from_start_to_stop(tmp_path: Path) -> None:
@@ -311,3 +313,39 @@ def test_running_requests_get_as_long_as_the_function_lets_a_request_take(tmp_pa
         assert worker.signals == [signal.SIGTERM, signal.SIGKILL]
 
     in_world(tmp_path, story, replace(FUNCTION, timeouts=Timeouts(0.05)))
+
+
+def test_secrets_are_handed_over_beside_the_socket_and_forgotten(tmp_path: Path) -> None:
+    function = replace(FUNCTION, secrets=("key",))
+    given: list[int] = []
+
+    def open_secrets(asked: FunctionRecord) -> int:
+        assert asked == function
+        given.append(packed({"key": b"value"}))
+        return given[-1]
+
+    async def story(world: World) -> None:
+        world.open_secrets = open_secrets
+        worker = await world.serving()
+        assert worker.descriptor_count == len(worker.start.descriptor_names) == 4
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(given[0])
+        world.instance.stop()
+        await world.end()
+        assert "value" not in str(world.texts())
+
+    in_world(tmp_path, story, function)
+
+
+def test_a_secret_that_is_gone_fails_the_start_by_its_name(tmp_path: Path) -> None:
+    def open_secrets(asked: FunctionRecord) -> int:
+        raise StartFailed("Expected the secret key, found that it was deleted.")
+
+    async def story(world: World) -> None:
+        world.open_secrets = open_secrets
+        await world.end()
+        assert [failure["cause"] for failure in world.failures] == [
+            "Expected the secret key, found that it was deleted."
+        ]
+
+    in_world(tmp_path, story, replace(FUNCTION, secrets=("key",)))

@@ -353,3 +353,12 @@ def test_code_with_a_model_is_not_made_ready(tmp_path: Path) -> None:
         assert not world.processes._wishes
 
     in_world(tmp_path, story)
+
+
+def test_secrets_wait_in_no_process(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.wish(replace(FUNCTION, secrets=("key",)))
+        await world.parked(named("other"))
+        assert [process.start.function.name for process in world.forked] == ["other"]
+
+    in_world(tmp_path, story)
