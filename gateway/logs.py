@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
 from typing import Protocol
 from urllib.parse import parse_qs
 
@@ -51,6 +52,9 @@ class SystemLogs:
             if caller is None:
                 raise unauthorized()
             check_control(caller, request.method, request.path, parse_qs(request.query), b"")
+            if request.method != "GET":
+                await reply.whole(405, [(b"allow", b"GET")], b"")
+                return
             parameters, follow = self._parameters(request.query)
             await request.read(0)
             async with request.while_connected():
@@ -125,6 +129,8 @@ class SystemLogs:
                 f"Expected name, tail (a number) and follow (0 or 1), found {query!r:.200}.",
                 "Correct the query.",
             )
+        if since := given.get("since"):
+            _check_moment(since)
         namespace = given.get("namespace") or DEFAULT_NAMESPACE
         key = name if "." in name else f"{name}.{namespace}"
         if key not in self._snapshot().functions:
@@ -139,6 +145,18 @@ class SystemLogs:
             if given.get(optional):
                 parameters[optional] = given[optional]
         return parameters, follow
+
+
+def _check_moment(text: str) -> None:
+    try:
+        zone = datetime.fromisoformat(text).tzinfo
+    except ValueError:
+        zone = None
+    if zone is None:
+        raise BadRequest(
+            f"Expected an RFC 3339 time with its zone as since, found {text!r:.80}.",
+            "Correct the query.",
+        )
 
 
 def _timestamp(line: bytes) -> str:

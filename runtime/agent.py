@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
@@ -42,6 +42,8 @@ SHUTDOWN_DRAIN_SECONDS = 10.0
 OUTAGE_DRAIN_SECONDS_MAXIMUM = 600.0
 RECOVERY_SECONDS = 10.0
 SHUTDOWN_SECONDS_MAXIMUM = 18.0
+# What a deleted function wrote stays for who looks why; longer than its last instance drains.
+DELETED_LOGS_SECONDS = 300.0
 
 _log = structlog.get_logger()
 _R = TypeVar("_R")
@@ -131,6 +133,7 @@ class Agent:
         writing = asyncio.ensure_future(self._announcements.run())
         self._announce_all()
         stop_watches = await asyncio.to_thread(self._watch)
+        self._forget_logs(node.logs.functions())
         try:
             await stop.wait()
         finally:
@@ -214,9 +217,16 @@ class Agent:
         assert self._node is not None
         self._node.parking.changed(change.path, record)
         if record is None:
-            self._functions.pop(change.path, None)
+            if (gone := self._functions.pop(change.path, None)) is not None:
+                self._loop.call_later(DELETED_LOGS_SECONDS, self._forget_logs, {gone.key})
         else:
             self._functions[change.path] = record
+
+    def _forget_logs(self, keys: Collection[str]) -> None:
+        """Of those of the functions that do not exist."""
+        assert self._node is not None
+        for key in {*keys} - {function.key for function in self._functions.values()}:
+            self._node.logs.remove(key)
 
     def _obey(self, order: Assignment) -> None:
         if order.instance_id in self._running:

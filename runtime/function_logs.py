@@ -124,6 +124,16 @@ class FunctionLogs:
                 files.append((file, os.fstat(file.fileno()).st_size))
         return LogReading(query, files)
 
+    def functions(self) -> set[str]:
+        """The keys of those of which there are logs."""
+        return {path.name.partition(".ndjson")[0] for path in self._directory.iterdir()}
+
+    def remove(self, key: str) -> None:
+        """Forget what the function wrote."""
+        current = self._path(key)
+        for path in (current, current.with_suffix(".ndjson.1")):
+            path.unlink(missing_ok=True)
+
     def follow(self, query: LogQuery) -> Follower:
         """A follower of new lines; give it back with `unfollow`."""
         follower = Follower(query)

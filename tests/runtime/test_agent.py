@@ -26,12 +26,14 @@ from stoker.placement.records import (
     decode,
     encode,
 )
+from stoker.runtime import agent as agent_module
 from stoker.runtime.agent import SPARE_SOCKETS, Agent, Tiers
 from stoker.runtime.announcements import Announcements
 from stoker.runtime.cgroups import ControlGroups
 from stoker.runtime.function_logs import FunctionLogs
 from stoker.runtime.node import Node, OpenCheckpoint
 from stoker.runtime.parked import ParkedProcesses
+from stoker.runtime.secret_files import packed
 from stoker.runtime.spare_sockets import SpareSockets
 from stoker.runtime.worker_start import WorkerStart
 
@@ -85,6 +87,7 @@ class World:
         self.node = Node(
             open_checkpoint=self.open_checkpoint,
             open_code=lambda digest: tmp_path,
+            open_secrets=lambda function: packed({}),
             zygote_for=self.zygote_for,
             parking=ParkedProcesses(self.zygote_for, groups, logs, tmp_path / "run"),
             announcer=announcements,
@@ -360,5 +363,27 @@ def test_an_order_to_read_ahead_is_followed_unless_its_leader_is_gone(tmp_path: 
         world.store.delete(order.path)
         await world.until(lambda: world.orders[-1] == ())
         assert [order[0].weight_bytes for order in world.orders if order] in ([3, 4], [4])
+
+    in_world(tmp_path, story)
+
+
+def test_what_a_deleted_function_wrote_goes_in_time_or_with_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_module, "DELETED_LOGS_SECONDS", 0.2)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "before.openfaas-fn.ndjson").touch()
+
+    async def story(world: World) -> None:
+        logs = world.node.logs
+        other = replace(FUNCTION, name="other")
+        world.store.put(other.path, encode(other))
+        for key in (FUNCTION.key, other.key):
+            logs.append(key, "i-1", ["line"])
+        await world.until(lambda: logs.functions() == {FUNCTION.key, other.key})
+        world.store.delete(other.path)
+        await asyncio.sleep(0.05)
+        assert other.key in logs.functions()
+        await world.until(lambda: logs.functions() == {FUNCTION.key})
 
     in_world(tmp_path, story)

@@ -122,3 +122,15 @@ def test_the_splitter_joins_pieces_and_bounds_a_line_without_end() -> None:
     assert splitter.end() == ["\\xff"]
     assert splitter.feed(b"x" * 9000) == ["x" * 9000]
     assert splitter.end() == []
+
+
+def test_what_a_function_wrote_can_be_forgotten(tmp_path: Path) -> None:
+    logs = FunctionLogs(tmp_path / "logs")
+    for key in ("gone.ns", "kept.ns"):
+        logs.append(key, "i-1", ["line"])
+    (tmp_path / "logs" / "gone.ns.ndjson.1").write_text("older")
+    assert logs.functions() == {"gone.ns", "kept.ns"}
+    logs.remove("gone.ns")
+    logs.remove("gone.ns")
+    assert logs.functions() == {"kept.ns"}
+    assert len(list((tmp_path / "logs").iterdir())) == 1
