@@ -27,12 +27,7 @@ import structlog
 
 from stoker.placement.errors import BadRequest, InstanceLost, StartFailed, StokerError
 from stoker.placement.instance_token import instance_token
-from stoker.placement.records import (
-    Assignment,
-    FunctionRecord,
-    InstanceRecord,
-    encode,
-)
+from stoker.placement.records import Assignment, FunctionRecord, InstanceRecord, encode
 from stoker.placement.resources import Limits, parse_limits
 from stoker.placement.spec_probes import health_probe
 from stoker.runtime.cgroups import Group
@@ -180,10 +175,7 @@ class Instance:
         await self._hand_over(start)
 
     async def _whole_start(
-        self,
-        function: FunctionRecord,
-        code_dir: Path | None,
-        starts: list[CheckpointStart],
+        self, function: FunctionRecord, code_dir: Path | None, starts: list[CheckpointStart]
     ) -> WorkerStart:
         limits = parse_limits(function.limits)
         return WorkerStart(

@@ -40,7 +40,7 @@ def test_a_namespace_is_created_described_updated_and_deleted(bench: Bench) -> N
     assert bench.system("POST", "/system/namespace/", made).status == 409
     told = bench.system("GET", "/system/namespace/dev").json()
     assert (told["name"], told["labels"], told["annotations"]) == ("dev", {}, {"openfaas": "1"})
-    assert bench.system("GET", "/system/namespaces").json() == ["dev", "openfaas-fn"]
+    assert {"dev", "openfaas-fn"} <= {*bench.system("GET", "/system/namespaces").json()}
     changed = {"name": "dev", "labels": {"a": "b"}}
     assert bench.system("PUT", "/system/namespace/dev", changed).status == 202
     again = bench.system("GET", "/system/namespace/dev").json()
@@ -48,14 +48,14 @@ def test_a_namespace_is_created_described_updated_and_deleted(bench: Bench) -> N
     assert bench.system("DELETE", "/system/namespace/dev").status == 202
     for method, body in (("GET", None), ("PUT", changed), ("DELETE", None)):
         assert bench.system(method, "/system/namespace/dev", body).status == 404
-    assert bench.system("GET", "/system/namespaces").json() == ["openfaas-fn"]
+    assert "dev" not in bench.system("GET", "/system/namespaces").json()
 
 
 def test_the_default_namespace_is_always_there(bench: Bench) -> None:
     assert bench.system("GET", "/system/namespace/openfaas-fn").json()["name"] == "openfaas-fn"
     assert bench.system("POST", "/system/namespace/", {"name": "openfaas-fn"}).status == 409
     assert bench.system("DELETE", "/system/namespace/openfaas-fn").status == 409
-    assert bench.system("GET", "/system/namespaces").json() == ["openfaas-fn"]
+    assert "openfaas-fn" in bench.system("GET", "/system/namespaces").json()
 
 
 def test_bad_names_of_namespaces_are_refused(bench: Bench) -> None:

@@ -105,6 +105,7 @@ def test_a_namespaces_token_rules_there_and_nowhere_else(bench: Bench) -> None:
     mine = web.bearer(made(bench, permission="manage", **IN_TEAM)["token"])
     name = image(bench)
     for namespace in ("team", "other"):
+        bench.system("POST", "/system/namespace/", {"name": namespace})
         bench.function(name="shared", namespace=namespace)
     body = {"service": "fresh", "image": name}
     assert bench.call("POST", "/system/functions?namespace=team", body, mine).status == 202
