@@ -124,8 +124,11 @@ class Invocations:
             request.release()
         if kept.error is not None:
             return kept.error
-        if surface.failure is None and not kept.whole and not work.stop.is_set():
-            return InstanceLost("The instance was lost before the answer was whole.")
+        if surface.failure is None and not work.stop.is_set():
+            if call.code == DeadlineExceeded.status:
+                return DeadlineExceeded("The answer was cut at a timeout of the function.")
+            if not kept.whole:
+                return InstanceLost("The instance was lost before the answer was whole.")
         return surface.failure
 
     def _verdict(

@@ -18,6 +18,7 @@ from harness.jobs import PREFIX, QUICK, Receiver, deployed, echo, ended, status,
 from harness.stack import wait_until
 from stoker.deploy.main import main
 from stoker.placement.records import Scaling
+from stoker.placement.timeouts import Timeouts
 
 
 def test_a_job_is_accepted_runs_and_its_answer_is_kept(bench: Bench) -> None:
@@ -221,6 +222,20 @@ def test_an_answer_that_is_too_long_to_keep_is_a_dead_job_and_not_repeated(bench
     assert (found["error"]["code"], found["result_bytes"]) == ("payload_too_large", 0)
     assert len(worker.requests) == 1
     wait_until(lambda: worker.in_flight == 0, "the instance is let go", 2)
+
+
+def test_an_answer_that_is_cut_at_a_timeout_is_no_success(bench: Bench) -> None:
+    async def drips(request: server.Request) -> server.StreamResponse:
+        response = server.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"half")
+        await asyncio.sleep(30)
+        return response
+
+    once = {**QUICK, f"{PREFIX}attempts": "0"}
+    function, _ = deployed(bench, drips, annotations=once, timeouts=Timeouts(request_seconds=0.2))
+    found = ended(bench, submit(bench, function).headers["x-call-id"], "dead")
+    assert (found["status"], found["error"]["code"]) == (504, "deadline_exceeded")
 
 
 def test_metrics_tell_depth_age_and_outcomes(bench: Bench) -> None:
