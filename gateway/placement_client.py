@@ -10,6 +10,7 @@ import aiohttp
 import structlog
 
 from stoker.gateway.internal import wire_error
+from stoker.placement.call_signature import HEADER, call_signature
 from stoker.placement.errors import CoordinationLost, StokerError, Unavailable
 from stoker.placement.records import (
     DemandReport,
@@ -46,7 +47,7 @@ class PlacementClient:
         self._leader = leader
         self._connected = connected
         self._gateway_id = gateway_id
-        self._headers = {"X-Stoker-Token": cluster_token, "Content-Type": "application/json"}
+        self._cluster_token = cluster_token
         self._report_failing = False
         self._under_way: dict[asyncio.Task[bytes], str] = {}
 
@@ -129,7 +130,10 @@ class PlacementClient:
             async with self._session.post(
                 f"http://{address}{path}",
                 data=body,
-                headers=self._headers,
+                headers={
+                    HEADER: call_signature(self._cluster_token, "POST", path, body),
+                    "Content-Type": "application/json",
+                },
                 timeout=aiohttp.ClientTimeout(total=CALL_SECONDS),
                 allow_redirects=False,
             ) as response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import math
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -17,7 +16,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from stoker.placement.errors import BadRequest, PayloadTooLarge, StokerError, Unauthorized
+from stoker.placement.call_signature import HEADER, check_call, target_of
+from stoker.placement.errors import BadRequest, PayloadTooLarge, StokerError
 from stoker.placement.names import split_function_name
 from stoker.placement.records import (
     DemandReport,
@@ -29,7 +29,6 @@ from stoker.placement.records import (
 )
 from stoker.placement.why import WhyAnswer, WhyRequest
 
-TOKEN_HEADER = "X-Stoker-Token"  # noqa: S105 - the name of the header, not a token
 BODY_BYTES_MAXIMUM = 1024 * 1024
 GATEWAY_ID_CHARACTERS_MAXIMUM = 128
 CALL_ID_CHARACTERS_MAXIMUM = 128
@@ -55,7 +54,7 @@ class Placer(Protocol):
 
 
 def create_app(placer: Placer, cluster_token: str) -> Starlette:
-    """The ASGI app; every route but /healthz and /metrics wants `cluster_token`."""
+    """The ASGI app; every route but /healthz and /metrics wants a signature."""
 
     async def place(request: Request) -> Response:
         asked = await _read(request, PlaceRequest, cluster_token)
@@ -99,12 +98,6 @@ def create_app(placer: Placer, cluster_token: str) -> Starlette:
 
 
 async def _read(request: Request, cls: type[_R], cluster_token: str) -> _R:
-    offered = request.headers.get(TOKEN_HEADER, "")
-    if not hmac.compare_digest(offered.encode(), cluster_token.encode()):
-        raise Unauthorized(
-            f"Expected the cluster token in {TOKEN_HEADER}, found another or none.",
-            "Give every process of the cluster the same STOKER_CLUSTER_TOKEN_FILE.",
-        )
     body = bytearray()
     async for part in request.stream():
         body += part
@@ -112,6 +105,8 @@ async def _read(request: Request, cls: type[_R], cluster_token: str) -> _R:
             raise PayloadTooLarge(
                 f"Expected a body of at most {BODY_BYTES_MAXIMUM} bytes, found more."
             )
+    offered, target = request.headers.get(HEADER, ""), target_of(request.scope)
+    check_call(cluster_token, offered, request.method, target, bytes(body))
     return decode(cls, bytes(body))
 
 

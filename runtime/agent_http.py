@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -18,13 +17,13 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from stoker.placement.call_signature import HEADER, check_call, target_of
 from stoker.placement.errors import (
     BadRequest,
     DeadlineExceeded,
     NotFound,
     PayloadTooLarge,
     StokerError,
-    Unauthorized,
 )
 from stoker.placement.load_answer import LoadAnswer
 from stoker.placement.records import (
@@ -107,7 +106,7 @@ class _Routes:
         logs: FunctionLogs,
         health: Callable[[], dict[str, object]],
     ) -> None:
-        self._token = cluster_token.encode()
+        self._token = cluster_token
         self._checkpoints = checkpoints
         self._logs = logs
         self._health = health
@@ -115,8 +114,7 @@ class _Routes:
         self._resolvers = ThreadPoolExecutor(RESOLVE_THREADS, "resolve")
 
     async def resolve(self, request: Request) -> Response:
-        self._authorize(request)
-        asked = decode(ResolveRequest, await _bounded_body(request))
+        asked = decode(ResolveRequest, await self._signed_body(request))
         try:
             loop = asyncio.get_running_loop()
             resolving = loop.run_in_executor(
@@ -132,8 +130,7 @@ class _Routes:
         return Response(encode(ref), media_type="application/json")
 
     async def evict(self, request: Request) -> Response:
-        self._authorize(request)
-        asked = decode(EvictRequest, await _bounded_body(request))
+        asked = decode(EvictRequest, await self._signed_body(request))
         await asyncio.to_thread(self._checkpoints.evict, asked.digest, disk=asked.disk)
         return Response(status_code=204)
 
@@ -171,13 +168,14 @@ class _Routes:
         """Open to all: a probe has no token, and the answer names nothing of a user's."""
         return Response(orjson.dumps(self._health()), media_type="application/json")
 
-    def _authorize(self, request: Request) -> None:
-        given = request.headers.get("x-stoker-token", "").encode("latin-1")
-        if not hmac.compare_digest(given, self._token):
-            raise Unauthorized(
-                "Expected the cluster token in X-Stoker-Token, found none or another.",
-                "Give every process of the cluster the same token file.",
-            )
+    async def _signed_body(self, request: Request) -> bytes:
+        body = await _bounded_body(request)
+        self._authorize(request, body)
+        return body
+
+    def _authorize(self, request: Request, body: bytes = b"") -> None:
+        offered, target = request.headers.get(HEADER, ""), target_of(request.scope)
+        check_call(self._token, offered, request.method, target, body)
 
 
 async def _bounded_body(request: Request) -> bytes:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from stoker.placement.call_signature import HEADER, call_signature
 from stoker.placement.errors import CheckpointMissing, SourceUnavailable, StokerError
 from stoker.runtime.checkpoint.manifest import CHUNK_BYTES, Manifest
 from stoker.runtime.checkpoint.source_range import (
@@ -66,8 +67,9 @@ class PeerSource:
             done += len(piece)
 
     def _read_of_chunk(self, ordinal: int, begin: int, into: memoryview, deadline: float) -> None:
-        url = f"http://{self.address}/chunks/{self._digest}/{ordinal}"
-        headers = {"X-Stoker-Token": self._access.token}
+        path = f"/chunks/{self._digest}/{ordinal}"
+        url = f"http://{self.address}{path}"
+        headers = {HEADER: call_signature(self._access.token, "GET", path)}
         wanted = Wanted(begin, into, None, lambda _: None, lambda _: None, headers)
         try:
             self._access.ranges.read(url, wanted, deadline, expendable=True)

@@ -159,7 +159,7 @@ def place(url: str, token: str, function: str) -> int:
     """Ask this placement process itself where to start the function; the status."""
     demand = FunctionDemand(0, 1, 0.0)
     request = encode(PlaceRequest("nobody", f"{function}.openfaas-fn", demand))
-    headers = {"X-Stoker-Token": token, "Content-Type": "application/json"}
+    headers = web.signed(token, "POST", url, request)
     return web.call("POST", url, request, headers).status
 
 

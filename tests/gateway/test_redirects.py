@@ -38,6 +38,7 @@ def test_a_redirect_of_a_neighbour_is_an_error_and_is_not_followed(status: int) 
         try:
             for call in (
                 agents.resolve([node], ResolveRequest("s3://b/m")),
+                agents.loaded_bytes(node, "0" * 64),
                 agents.evict([node], EvictRequest("0" * 64)),
                 anext(agents.log_lines(node, {"function": "f.ns"})),
                 placement.why("a"),

@@ -112,9 +112,10 @@ class AgentProcess:
         token = instance_token(TOKEN, self._assigned[address])
         return web.call("POST", f"http://{address}/", body, {"X-Stoker-Token": token})
 
-    def http(self, method: str, path: str, body: object = None, token: str = TOKEN) -> web.Answer:
+    def http(self, method: str, path: str, body: bytes | None = None) -> web.Answer:
         address = self.view.snapshot().nodes[NODE].agent_address
-        return web.call(method, f"http://{address}{path}", body, {"X-Stoker-Token": token})
+        headers = web.signed(TOKEN, method, path, body)
+        return web.call(method, f"http://{address}{path}", body, headers)
 
     def log(self, function: str) -> str:
         return self.http("GET", f"/logs?function={function}.openfaas-fn").body.decode()

@@ -25,6 +25,7 @@ from aiohttp import web as server
 
 from harness import web
 from harness.stack import free_port, wait_until
+from stoker.placement.call_signature import call_signature
 from stoker.placement.instance_token import instance_token
 from stoker.placement.load_answer import LoadAnswer
 from stoker.placement.records import (
@@ -267,7 +268,8 @@ class Bench:
 
         async def route(request: server.Request) -> server.StreamResponse:
             body = await request.read()
-            if request.headers.get(TOKEN_HEADER) != self.token:
+            signature = call_signature(self.token, request.method, request.raw_path, body)
+            if request.headers.get(TOKEN_HEADER) != signature:
                 return server.Response(status=401)
             if request.path == "/report":
                 place.reports.append(decode(DemandReport, body))

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stoker.placement.call_signature import HEADER, call_signature
+
 TIMEOUT_SECONDS = 60.0
 
 
@@ -35,6 +37,16 @@ def basic(password: str, user: str = "admin") -> dict[str, str]:
 
 def bearer(password: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {password}"}
+
+
+def signed(
+    cluster_token: str, method: str, url: str, body: bytes | str | None = None
+) -> dict[str, str]:
+    """What one of our own processes sends with such a call; a body is sent as it is."""
+    path = url.removeprefix("http://")
+    target = path if path.startswith("/") else "/" + path.partition("/")[2]
+    sent = body.encode() if isinstance(body, str) else body or b""
+    return {HEADER: call_signature(cluster_token, method, target, sent)}
 
 
 def connect(url: str) -> tuple[http.client.HTTPConnection, str]:

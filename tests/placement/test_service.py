@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import uvicorn
 
+from harness import web
 from harness.waiting import eventually
+from stoker.placement.call_signature import HEADER
 from stoker.placement.controller import Controller
 from stoker.placement.errors import BadRequest, NoCapacity, NotFound
 from stoker.placement.memory_store import MemoryStore
@@ -29,7 +31,7 @@ from stoker.placement.records import (
     decode,
     encode,
 )
-from stoker.placement.service import BODY_BYTES_MAXIMUM, TOKEN_HEADER, Placer, create_app
+from stoker.placement.service import BODY_BYTES_MAXIMUM, Placer, create_app
 from stoker.placement.settings import Settings, bound_socket
 from stoker.placement.store import Fence
 from stoker.placement.stores import open_store
@@ -67,7 +69,9 @@ def call(
 ) -> tuple[int, Any, Any]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10.0)
     try:
-        connection.request(method, path, body, {TOKEN_HEADER: token} if token else {})
+        signed = web.signed(TOKEN, method, path, body)
+        headers = signed if token == TOKEN else {HEADER: token} if token else {}
+        connection.request(method, path, body, headers)
         response = connection.getresponse()
         return response.status, response.headers, response.read()
     finally:
@@ -140,6 +144,27 @@ def test_metrics_count_decisions_and_need_no_token(served: Served) -> None:
 def test_health_needs_no_token(served: Served) -> None:
     status, _, payload = served.call("GET", "/healthz", token=None)
     assert (status, json.loads(payload)) == (200, {"status": "ok", "leading": True})
+
+
+def test_every_route_but_the_open_ones_wants_a_signature(served: Served) -> None:
+    placer: Any = None
+    routes = {(m, r.path) for r in create_app(placer, TOKEN).routes for m in r.methods or ()}
+    wanted = {(m, p) for m, p in routes if p not in ("/healthz", "/metrics")}
+    assert len(wanted) >= 3
+    own = web.signed(TOKEN, "POST", "/place", PLACE)[HEADER]
+    for method, path in wanted:
+        for token in (None, "", "wrong", TOKEN + "x", own if path != "/place" else "0" * 64):
+            for body in (PLACE, b"\x80\x04\x95\x00."):
+                status, _, payload = served.call(method, path, body, token)
+                assert (status, error_of(payload)["code"]) == (401, "unauthorized"), path
+                assert TOKEN.encode() not in payload
+
+
+def test_a_signature_is_of_one_body_only(served: Served) -> None:
+    other = encode(PlaceRequest("g", "other.ns", FunctionDemand(0, 1, 0.0)))
+    own = web.signed(TOKEN, "POST", "/place", PLACE)[HEADER]
+    assert served.call("POST", "/place", other, own)[0] == 401
+    assert served.call("POST", "/place", PLACE, own)[0] == 200
 
 
 @pytest.mark.parametrize("token", [None, "", "wrong", TOKEN + "x"])

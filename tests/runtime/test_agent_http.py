@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from starlette.routing import Route
 
 from harness import web
 from stoker.placement.errors import CheckpointMissing, Conflict, SourceUnavailable
@@ -79,7 +80,11 @@ def serve(
 
 
 def call(method: str, url: str, body: object = None, token: str = TOKEN) -> web.Answer:
-    return web.call(method, f"http://{url}", body, {"X-Stoker-Token": token})
+    """As one of our own processes; a `token` that is not the cluster's is shown as it is."""
+    sent = body if body is None or isinstance(body, bytes | str) else json.dumps(body)
+    signed = web.signed(TOKEN, method, url, sent)
+    headers = signed if token == TOKEN else {"X-Stoker-Token": token}
+    return web.call(method, f"http://{url}", sent, headers)
 
 
 def test_resolve_answers_the_pinned_checkpoint(tmp_path: Path) -> None:
@@ -155,6 +160,20 @@ def test_without_the_cluster_token_nothing_is_answered(
     assert TOKEN.encode() not in answer.body
 
 
+def test_no_route_but_the_probe_is_open(tmp_path: Path) -> None:
+    app = application(TOKEN, Checkpoints(), FunctionLogs(tmp_path), dict)
+    routes = [r for r in app.routes if isinstance(r, Route) and r.path != "/healthz"]
+    assert len(routes) >= 4
+    for route in routes:
+        path = route.path.format(digest="a" * 64, ordinal=0)
+        for method in route.methods or ():
+            for body in (b"{}", b"\x80\x04\x95\x00."):
+                answer = serve(
+                    tmp_path, lambda at, _, m=method, p=path, b=body: call(m, at + p, b, "no")
+                )
+                assert answer.status == 401, path
+
+
 def test_a_probe_needs_no_token(tmp_path: Path) -> None:
     answer = serve(tmp_path, lambda at, _: call("GET", f"{at}/healthz", token=""))
     assert (answer.status, answer.json()) == (200, {"instances": 2})
@@ -206,8 +225,8 @@ def test_follow_sends_each_line_as_it_comes_and_ends_with_its_reader(tmp_path: P
         connection = http.client.HTTPConnection(address_of(listening), timeout=10)
 
         def begin() -> http.client.HTTPResponse:
-            headers = {"X-Stoker-Token": TOKEN}
-            connection.request("GET", "/logs?function=f.ns&follow=1", headers=headers)
+            path = "/logs?function=f.ns&follow=1"
+            connection.request("GET", path, headers=web.signed(TOKEN, "GET", path))
             return connection.getresponse()
 
         response = await asyncio.to_thread(begin)

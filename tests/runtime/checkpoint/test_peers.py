@@ -232,9 +232,10 @@ def test_the_route_answers_what_it_has(
     path: str, span: str | None, status: int, peer: Peer, packed: FakeSource
 ) -> None:
     where = path.format(digest=peer[2].digest, unknown="a" * 64)
-    headers = {"X-Stoker-Token": TOKEN, **({"Range": span} if span else {})}
+    url = f"http://{peer[1]}/chunks/{where}"
+    headers = web.signed(TOKEN, "GET", url) | ({"Range": span} if span else {})
 
-    answer = web.call("GET", f"http://{peer[1]}/chunks/{where}", None, headers)
+    answer = web.call("GET", url, None, headers)
 
     assert answer.status == status
     if status == 206:
