@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 import string
 from collections.abc import Iterable, Mapping
@@ -159,8 +160,9 @@ def _json(headers: tuple[tuple[str, str], ...], body: bytes) -> Any:
     if ("+" in kind and not kind.endswith("+json")) or set(charsets) - {"utf-8", "us-ascii"}:
         _refuse("an event as JSON in UTF-8", f"{content_type!r:.100}")
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        # Not orjson, which rounds large numbers: data is to leave as it came.
+        return json.loads(body.decode())
+    except (ValueError, RecursionError) as error:
         _refuse("an event as JSON in UTF-8", f"{error}")
 
 
@@ -181,9 +183,18 @@ def _from_json(fields: Any) -> CloudEvent:
         return _checked(attributes, content_type, _from_base64(encoded))
     if data is None:
         return _checked(attributes, content_type, b"")
-    if isinstance(data, str) and content_type and not is_json(content_type):
-        return _checked(attributes, content_type, data.encode())
-    return _checked(attributes, content_type or "application/json", orjson.dumps(data))
+    is_text = isinstance(data, str) and content_type and not is_json(content_type)
+    return _checked(attributes, content_type or "application/json", _bytes_of(data, is_text))
+
+
+def _bytes_of(data: Any, is_text: object) -> bytes:
+    try:
+        if is_text:
+            return str(data).encode()
+        separators = (",", ":")
+        return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=separators).encode()
+    except (ValueError, RecursionError) as error:
+        _refuse("data that JSON and UTF-8 can say", f"{error}")
 
 
 def _attribute(name: str, value: object) -> str:

@@ -87,6 +87,7 @@ def test_every_text_survives_the_headers(text: str) -> None:
     [
         ({"data": {"n": 1}}, "application/json", b'{"n":1}'),
         ({"data": "text"}, "application/json", b'"text"'),
+        ({"data": [2**70, "é", 0.1]}, "application/json", f'[{2**70},"é",0.1]'.encode()),
         ({"data": "<a/>", "datacontenttype": "text/xml"}, "text/xml", b"<a/>"),
         ({"data": [1], "datacontenttype": "application/x+json"}, "application/x+json", b"[1]"),
         ({"data_base64": "AAE="}, "", b"\x00\x01"),
@@ -132,6 +133,10 @@ def test_extensions_are_texts_and_null_is_absent() -> None:
         {"bad name": "x"},
         {"subject": "line\nbreak"},
         {"subject": "\ud800"},
+        {"data": ["\ud800"]},
+        {"data": "\ud800", "datacontenttype": "text/plain"},
+        {"data": float("nan")},
+        {"data": float("inf")},
     ],
 )
 def test_a_structured_event_that_is_none_is_refused(fields: dict[str, Any]) -> None:
