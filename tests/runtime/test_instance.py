@@ -31,6 +31,7 @@ from stoker.placement.errors import (
 )
 from stoker.placement.instance_token import instance_token
 from stoker.placement.records import CheckpointRef, FunctionRecord
+from stoker.placement.spec_probes import HEALTH
 from stoker.placement.timeouts import Timeouts
 from stoker.runtime import instance as instance_module
 from stoker.runtime.secret_files import packed
@@ -349,3 +350,21 @@ def test_a_secret_that_is_gone_fails_the_start_by_its_name(tmp_path: Path) -> No
         ]
 
     in_world(tmp_path, story, replace(FUNCTION, secrets=("key",)))
+
+
+def test_an_instance_that_serves_but_does_not_answer_its_health_path_is_ended(
+    tmp_path: Path,
+) -> None:
+    settings = {"path": "/live", "periodSeconds": "0.1", "timeoutSeconds": "0.05"}
+    annotations = {HEALTH + key: value for key, value in settings.items()}
+
+    async def story(world: World) -> None:
+        worker = await world.serving()  # it has its socket, and never answers
+        await world.end()
+        assert worker.signals == [signal.SIGTERM]
+        (failure,) = world.failures
+        assert failure["code"] == StartFailed.code
+        assert "GET /live" in failure["cause"]
+        assert "3 times in a row: no answer" in failure["cause"]
+
+    in_world(tmp_path, story, replace(FUNCTION, annotations=annotations))
