@@ -344,3 +344,10 @@ def test_16_hop_by_hop_headers_stop_at_the_gateway_and_forwarded_ones_are_added(
     assert found["Http_X_Forwarded_Host"] == "faas.example:8080"
     assert found["Http_X_Forwarded_For"] == "127.0.0.1"
     client.remove("headers")
+
+
+def test_17_no_secret_is_in_a_file_of_the_node(client: Client) -> None:
+    files = [path for path in client.stack.state.parent.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".ndjson" for path in files)
+    found = [path for path in files if b"this-is-the-secret-value" in path.read_bytes()]
+    assert found == []
