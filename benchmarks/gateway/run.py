@@ -178,7 +178,7 @@ def measure_round(
 def describe(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     return {
         "benchmark": "gateway",
-        "settings": {name: str(value) for name, value in vars(arguments).items()},
+        "settings": {k: str(v) for k, v in vars(arguments).items() if k != "output"},
         "cores": {"front": sorted(FRONT_CORE), "others": sorted(OTHER_CORES)},
         "machine": machine(scratch),
     }
