@@ -23,10 +23,15 @@ class EchoEngine:
         self._end_token = end_token
         self.seconds_per_token = seconds_per_token
 
-    def submit(self, tokens: Sequence[int], params: SamplingParams) -> EchoStream:
-        limit = min(params.max_tokens, tokens_left(len(tokens), self.context_tokens))
+    def submit(
+        self, tokens: Sequence[int], params: SamplingParams, answered: Sequence[int] = ()
+    ) -> EchoStream:
+        begun = len(tokens) + len(answered)
+        limit = min(params.max_tokens, tokens_left(begun, self.context_tokens)) + len(answered)
         self.active += 1
-        return EchoStream(self, list(tokens), limit, self._end_token, params.top_logprobs)
+        stream = EchoStream(self, list(tokens), limit, self._end_token, params.top_logprobs)
+        stream.position = len(answered)
+        return stream
 
     def close(self) -> None:
         """Nothing to release."""
@@ -43,7 +48,7 @@ class EchoStream:
         self._limit = limit
         self._end = end
         self._top = top
-        self._position = 0
+        self.position = 0
         self._open = True
 
     def __aiter__(self) -> AsyncIterator[int]:
@@ -53,12 +58,12 @@ class EchoStream:
         await asyncio.sleep(self._engine.seconds_per_token)
         if not self._open:
             raise StopAsyncIteration
-        token = self._tokens[self._position % len(self._tokens)]
-        if token == self._end or self._position == self._limit:
+        token = self._tokens[self.position % len(self._tokens)]
+        if token == self._end or self.position == self._limit:
             self.finish_reason = "stop" if token == self._end else "length"
             self.cancel()
             raise StopAsyncIteration
-        self._position += 1
+        self.position += 1
         if self._top is not None:
             self.logprobs = TokenLogprobs(0.0, ((token, 0.0),)[: self._top])
         return token

@@ -77,12 +77,16 @@ class Engine(Protocol):
     """Generates tokens for many requests at once.
 
     `context_tokens` is the most that a prompt and its answer may have together. `submit` is
-    called on the event loop; it raises ContextOverflow when the prompt leaves no room.
+    called on the event loop; it raises ContextOverflow when the prompt leaves no room. `answered`
+    are tokens that the answer has from elsewhere: the stream goes on behind them, and they count
+    neither for `max_tokens` nor as part of the prompt.
     """
 
     @property
     def context_tokens(self) -> int: ...
 
-    def submit(self, tokens: Sequence[int], params: SamplingParams) -> TokenStream: ...
+    def submit(
+        self, tokens: Sequence[int], params: SamplingParams, answered: Sequence[int] = ()
+    ) -> TokenStream: ...
 
     def close(self) -> None: ...

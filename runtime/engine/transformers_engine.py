@@ -108,13 +108,16 @@ class TransformersEngine:
     def _limit_batches(self, *_: object) -> None:
         self._manager.batch_processor.max_batch_tokens = BATCH_TOKENS_MAXIMUM
 
-    def submit(self, tokens: Sequence[int], params: SamplingParams) -> TransformersStream:
-        limit = min(params.max_tokens, tokens_left(len(tokens), self.context_tokens))
+    def submit(
+        self, tokens: Sequence[int], params: SamplingParams, answered: Sequence[int] = ()
+    ) -> TransformersStream:
+        begun = [*tokens, *answered]
+        limit = min(params.max_tokens, tokens_left(len(begun), self.context_tokens))
         sampler = Sampler(params, len(tokens))
-        stream = TransformersStream(self, f"r{next(self._names)}", sampler, len(tokens))
+        stream = TransformersStream(self, f"r{next(self._names)}", sampler, len(begun))
         self._manager.register_result_handler(stream.request_id, stream.deliver)
         accepted = self._manager.add_request(
-            list(tokens),
+            begun,
             request_id=stream.request_id,
             max_new_tokens=limit,
             streaming=True,

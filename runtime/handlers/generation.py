@@ -11,10 +11,11 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from stoker.placement.openai_requests import GenerationOptions
+from stoker.placement.resumable import Told
 from stoker.runtime.engine.context import tokens_left
 from stoker.runtime.engine.protocol import Engine, FinishReason, SamplingParams, TokenLogprobs
 from stoker.runtime.engine.stop import Detokenizer, StopMatcher
@@ -51,17 +52,23 @@ class ScoredToken:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text that may be sent, which may be empty, and the scores of its tokens if asked for."""
+    """Text that may be sent, which may be empty, and the scores of its tokens if asked for.
+
+    `tokens` came since the piece before; the `last` piece has all that was still held.
+    """
 
     text: str
     scores: tuple[ScoredToken, ...] = ()
+    tokens: tuple[int, ...] = ()
+    last: bool = False
 
 
 class Generation:
     """One running answer: iterate `pieces` for its text; the rest is set as it goes.
 
     `echo` is text that it begins with. `choice` counts the answers to one prompt: each draws with
-    a seed of its own.
+    a seed of its own. What was `told` of it elsewhere is not said again: `pieces` goes on behind
+    it, and `told_characters` counts its text.
     """
 
     def __init__(
@@ -73,6 +80,7 @@ class Generation:
         *,
         choice: int = 0,
         echo: str = "",
+        told: Told | None = None,
     ) -> None:
         left = tokens_left(len(prompt), engine.context_tokens)
         self.choice = choice
@@ -97,31 +105,72 @@ class Generation:
             logit_bias=options.logit_bias,
             top_logprobs=options.top_logprobs,
         )
+        self.told_characters = 0
+        self._told = told.tokens if told else []
+        # What ended it is known, and only its last event is missing.
+        self._over = bool(told and told.reason)
+        if told is not None:
+            self._replay(told)
+
+    def _replay(self, told: Told) -> None:
+        """Bring text and counts to where the answer stands."""
+        for token in told.tokens:
+            self.completion_tokens += 1
+            text, stopped = self._stop.push(self._detokenizer.push(token))
+            self.told_characters += len(self._echo) + len(text)
+            self._echo = ""
+            if stopped:
+                self.finish_reason, self._over = "stop", True
+        if told.reason == "length":
+            self.finish_reason = "length"
+        elif told.reason:
+            self.finish_reason = "stop"
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The answer as it comes, a piece per token, possibly empty. Closing it cancels."""
+        if self._over:
+            return
+        if len(self._told) >= self._params.max_tokens:
+            yield self._rest("length")
+            return
         started = time.monotonic()
-        stream = self._engine.submit(self._prompt, self._params)
+        params = replace(self._params, max_tokens=self._params.max_tokens - len(self._told))
+        stream = self._engine.submit(self._prompt, params, self._told)
         echo = self._echo
         try:
             async for token in stream:
-                if not self.completion_tokens:
+                if self.prefill is None:
                     self.prefill = (started, time.monotonic())
                 self.completion_tokens += 1
                 if stream.logprobs is not None:
                     self._held.append(self._scored(token, stream.logprobs))
                 text, stopped = self._stop.push(self._detokenizer.push(token))
-                yield Piece(echo + text, self._scores_with(text))
-                echo = ""
                 if stopped:
                     self.finish_reason = "stop"
+                yield Piece(echo + text, self._scores_with(text), (token,))
+                echo = ""
+                if stopped:
                     return
-            text, stopped = self._stop.push(self._detokenizer.flush())
-            if stopped:
-                yield Piece(echo + text, self._scores_with(text))
-            else:
-                yield Piece(echo + text + self._stop.flush(), tuple(self._held))
-            self.finish_reason = "stop" if stopped else stream.finish_reason or "stop"
+            yield self._rest(stream.finish_reason or "stop", echo)
+        finally:
+            stream.cancel()
+
+    def _rest(self, reason: FinishReason, echo: str = "") -> Piece:
+        """What was held of the text, when no token comes any more."""
+        text, stopped = self._stop.push(self._detokenizer.flush())
+        self.finish_reason = "stop" if stopped else reason
+        if stopped:
+            return Piece(echo + text, self._scores_with(text), last=True)
+        return Piece(echo + text + self._stop.flush(), tuple(self._held), last=True)
+
+    async def prepare(self) -> None:
+        """Compute what the next token needs, so that `pieces` elsewhere in time begins sooner."""
+        if self._over or len(self._told) >= self._params.max_tokens:
+            return
+        stream = self._engine.submit(self._prompt, replace(self._params, max_tokens=1), self._told)
+        try:
+            async for _ in stream:
+                break
         finally:
             stream.cancel()
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import orjson
 
-from stoker.placement.errors import BadRequest, StokerError
+from stoker.placement.errors import BadRequest
 from stoker.placement.openai_requests import (
     ChatRequest,
     CompletionRequest,
@@ -29,18 +29,19 @@ from stoker.placement.openai_requests import (
     wrong_dimensions,
 )
 from stoker.placement.records import Task
+from stoker.placement.resumable import RESUMABLE_HEADER, RESUME_HEADER, StreamLog, opened
 from stoker.runtime.engine.protocol import Engine
 from stoker.runtime.handlers import openai_answers
-from stoker.runtime.handlers.generation import Codec, Generation, Piece, side_by_side
+from stoker.runtime.handlers.event_stream import stream, usage_of
+from stoker.runtime.handlers.generation import Codec, Generation
 from stoker.runtime.handlers.http import Request, Response, json_response
-from stoker.runtime.handlers.openai_answers import Answer, Usage
+from stoker.runtime.handlers.openai_answers import Answer, Kind
 
 _ROUTES = {
     "/v1/chat/completions": "messages",
     "/v1/completions": "prompt",
     "/v1/embeddings": "input",
 }
-_EVENT_STREAM = (("content-type", "text/event-stream"), ("cache-control", "no-cache"))
 _PLAIN_TEXT = (("content-type", "text/plain; charset=utf-8"),)
 
 
@@ -59,32 +60,37 @@ class GenerationHandler:
         self._chats = task == "chat"
 
     async def __call__(self, request: Request) -> Response:
+        log: StreamLog | None = None
+        if request.header(RESUME_HEADER):
+            log, original = opened(request.body)
+            request = replace(request, body=original)
+        elif request.header(RESUMABLE_HEADER):
+            log = StreamLog()
         route, body = _route(request)
         if route == "messages":
-            return await self._chat(chat_request(body))
+            return await self._chat(chat_request(body), log)
         if route == "prompt":
-            return await self._complete(completion_request(body))
+            return await self._complete(completion_request(body), log)
         if route == "input":
             raise _not_served("embeddings", "a text generation model", "stoker/task: embed")
         return await self._text(body["text"])
 
-    async def _chat(self, request: ChatRequest) -> Response:
+    async def _chat(self, request: ChatRequest, log: StreamLog | None) -> Response:
         tokens = self._codec.encode_chat(request.messages)
-        generations = self._generations(tokens, request.options)
-        answer = Answer.new("chat", request.model, scored=request.options.top_logprobs is not None)
-        return await _answer(answer, generations, request.options)
+        options = _with_seed(request.options, log)
+        generations = self._generations(tokens, options, log)
+        return await _answer("chat", request.model, generations, options, log)
 
-    async def _complete(self, request: CompletionRequest) -> Response:
-        options = request.options
+    async def _complete(self, request: CompletionRequest, log: StreamLog | None) -> Response:
+        options = _with_seed(request.options, log)
         generations: list[Generation] = []
         for prompt in request.prompts:
             tokens = self._tokens(prompt)
             echo = ""
             if request.echo:
                 echo = prompt if isinstance(prompt, str) else self._codec.decode(prompt)
-            generations += self._generations(tokens, options, echo)
-        answer = Answer.new("completion", request.model, scored=options.top_logprobs is not None)
-        return await _answer(answer, generations, options)
+            generations += self._generations(tokens, options, log, echo, len(generations))
+        return await _answer("completion", request.model, generations, options, log)
 
     async def _text(self, text: str) -> Response:
         """Plain text: a user's message to a chat model, a prompt to another."""
@@ -101,9 +107,14 @@ class GenerationHandler:
         return Response(200, _PLAIN_TEXT, answer.text.encode(), generation.prefill)
 
     def _generations(
-        self, tokens: Sequence[int], options: GenerationOptions, echo: str = ""
+        self,
+        tokens: Sequence[int],
+        options: GenerationOptions,
+        log: StreamLog | None,
+        echo: str = "",
+        first: int = 0,
     ) -> list[Generation]:
-        """The answers to one prompt."""
+        """The answers to one prompt; `first` is the number of the first one in the stream."""
         largest = max((token for token, _ in options.logit_bias), default=0)
         if largest >= self._codec.vocabulary_size:
             raise BadRequest(
@@ -113,7 +124,15 @@ class GenerationHandler:
                 param="logit_bias",
             )
         return [
-            Generation(self._engine, self._codec, tokens, options, choice=choice, echo=echo)
+            Generation(
+                self._engine,
+                self._codec,
+                tokens,
+                options,
+                choice=choice,
+                echo=echo,
+                told=log.of(first + choice) if log else None,
+            )
             for choice in range(options.choice_count)
         ]
 
@@ -199,12 +218,27 @@ def _not_served(what: str, model: str, remedy: str) -> BadRequest:
     )
 
 
+def _with_seed(options: GenerationOptions, log: StreamLog | None) -> GenerationOptions:
+    """What goes on elsewhere draws with the seed that it began with."""
+    return replace(options, seed=log.seed) if log is not None and log.begun else options
+
+
 async def _answer(
-    answer: Answer, generations: Sequence[Generation], options: GenerationOptions
+    kind: Kind,
+    model: str,
+    generations: Sequence[Generation],
+    options: GenerationOptions,
+    log: StreamLog | None,
 ) -> Response:
-    if options.stream:
-        return await _stream(answer, generations, options.include_usage)
-    return await _whole(answer, generations)
+    if log is not None and log.prepares:
+        await asyncio.gather(*(generation.prepare() for generation in generations))
+        return Response(204)
+    answer = Answer.new(kind, model, scored=options.top_logprobs is not None)
+    if not options.stream:
+        return await _whole(answer, generations)
+    if log is not None and log.begun:
+        answer = replace(answer, answer_id=log.answer_id, created=log.created)
+    return await stream(answer, generations, options, log)
 
 
 async def _whole(answer: Answer, generations: Sequence[Generation]) -> Response:
@@ -218,64 +252,6 @@ async def _whole(answer: Answer, generations: Sequence[Generation]) -> Response:
     return Response(
         200,
         (("content-type", "application/json"),),
-        answer.whole(answers, _usage(generations)),
+        answer.whole(answers, usage_of(generations)),
         generations[0].prefill,
     )
-
-
-def _usage(generations: Sequence[Generation]) -> Usage:
-    """A prompt counts once, however many answers it has."""
-    return Usage(
-        sum(g.prompt_tokens for g in generations if g.choice == 0),
-        sum(g.completion_tokens for g in generations),
-    )
-
-
-async def _stream(
-    answer: Answer, generations: Sequence[Generation], include_usage: bool
-) -> Response:
-    """Waits for the first token, so that an error before it is still an HTTP status."""
-    pieces = side_by_side(generations)
-    try:
-        first = await anext(pieces)
-    except BaseException:
-        await pieces.aclose()
-        raise
-    events = _events(answer, generations, first, pieces, include_usage)
-    return Response(200, _EVENT_STREAM, events, generations[first[0]].prefill)
-
-
-async def _events(
-    answer: Answer,
-    generations: Sequence[Generation],
-    first: tuple[int, Piece | None],
-    pieces: AsyncGenerator[tuple[int, Piece | None], None],
-    include_usage: bool,
-) -> AsyncGenerator[bytes, None]:
-    offsets = [0] * len(generations)
-
-    def event(index: int, piece: Piece | None) -> bytes:
-        if piece is None:
-            return answer.last_chunk(index, generations[index].finish_reason)
-        if not piece.text and not piece.scores:
-            return b""
-        offset = offsets[index]
-        offsets[index] += len(piece.text)
-        return answer.text_chunk(index, piece, offset)
-
-    async with aclosing(pieces):
-        head = b""
-        if answer.kind == "chat":
-            head = b"".join(answer.role_chunk(index) for index in range(len(generations)))
-        if head := head + event(*first):
-            yield head
-        try:
-            async for index, piece in pieces:
-                if chunk := event(index, piece):
-                    yield chunk
-        except StokerError as error:
-            yield openai_answers.error_event(error)
-            return
-        if include_usage:
-            yield answer.usage_chunk(_usage(generations))
-        yield openai_answers.DONE

@@ -18,6 +18,7 @@ from stoker.runtime.engine.protocol import FinishReason
 from stoker.runtime.handlers.generation import Piece, ScoredToken
 
 DONE = b"data: [DONE]\n\n"
+Kind = Literal["chat", "completion"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +42,14 @@ class Answer:
     `scored` answers say of each token how likely it was.
     """
 
-    kind: Literal["chat", "completion"]
+    kind: Kind
     model: str
     answer_id: str
     created: int
     scored: bool
 
     @staticmethod
-    def new(kind: Literal["chat", "completion"], model: str, *, scored: bool) -> Answer:
+    def new(kind: Kind, model: str, *, scored: bool) -> Answer:
         prefix = "chatcmpl-" if kind == "chat" else "cmpl-"
         return Answer(kind, model, prefix + uuid.uuid4().hex, int(time.time()), scored)
 

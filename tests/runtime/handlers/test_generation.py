@@ -40,9 +40,11 @@ def test_each_choice_draws_with_a_seed_of_its_own(engine: EchoEngine) -> None:
     seeds = []
 
     class Noting(EchoEngine):
-        def submit(self, tokens: Sequence[int], params: SamplingParams) -> Any:
+        def submit(
+            self, tokens: Sequence[int], params: SamplingParams, answered: Sequence[int] = ()
+        ) -> Any:
             seeds.append(params.seed)
-            return super().submit(tokens, params)
+            return super().submit(tokens, params, answered)
 
     call(GenerationHandler(Noting(), CODEC, "chat"), chat(max_tokens=1, n=3, seed=2**63 - 1))
 

@@ -171,8 +171,10 @@ def test_a_model_without_a_template_says_where_to_go_instead(engine: EchoEngine)
 class _Breaking(EchoEngine):
     """Fails each request after three tokens."""
 
-    def submit(self, tokens: Sequence[int], params: SamplingParams) -> Any:
-        return _BreakingStream(super().submit(tokens, params))
+    def submit(
+        self, tokens: Sequence[int], params: SamplingParams, answered: Sequence[int] = ()
+    ) -> Any:
+        return _BreakingStream(super().submit(tokens, params, answered))
 
 
 class _BreakingStream:
