@@ -12,6 +12,7 @@ from stoker.gateway.upstream import UpstreamResponse
 from stoker.gateway.waiting import Comments
 from stoker.placement.errors import StokerError
 from stoker.placement.records import FunctionRecord
+from stoker.placement.resumable import StreamLog
 from stoker.placement.token_record import TokenRecord
 
 _NOT_REACHED = "fetch;dur=0, load;dur=0, init;dur=0, prefill;dur=0"
@@ -64,6 +65,10 @@ class Call:
     deadline: Deadline | None = None
     comments: Comments | None = None
     relayed: bool = False
+    # Whether the head of an event stream was sent.
+    streams: bool = False
+    # What the client was told of a stream that can go on elsewhere.
+    log: StreamLog | None = None
 
     def headers(self, served_by: str = "", stages: str = "") -> Headers:
         """What the gateway says on every response; `stages` is the instance's Server-Timing."""
@@ -87,8 +92,13 @@ class Call:
         )
 
     async def has_begun(self) -> bool:
-        """Whether comments have opened the reply as an event stream; none comes after this."""
-        if self.comments is None:
-            return False
-        await self.comments.end()
-        return self.comments.begun
+        """Whether the reply is an open event stream; no comment comes after this."""
+        if self.comments is not None:
+            await self.comments.end()
+            self.streams = self.streams or self.comments.begun
+        return self.streams and not self.reply.finished
+
+    @property
+    def broken_off(self) -> bool:
+        """Whether the client was told a part, and another instance can tell the rest."""
+        return self.log is not None and self.log.begun and not self.reply.finished

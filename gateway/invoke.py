@@ -32,7 +32,8 @@ from stoker.gateway.headers import (
 from stoker.gateway.limits import Limiter, Subject, subjects
 from stoker.gateway.metrics import Metrics
 from stoker.gateway.router import LOST_SECONDS, Router, Slot
-from stoker.gateway.sse import EventRelay, error_event
+from stoker.gateway.sse import EventRelay, Events, error_event
+from stoker.gateway.stream_log import LoggedEvents, resumable, resume_of
 from stoker.gateway.upstream import NotTaken, Upstream, UpstreamResponse
 from stoker.gateway.waiting import comment
 from stoker.placement.errors import (
@@ -45,10 +46,13 @@ from stoker.placement.errors import (
 )
 from stoker.placement.names import DEFAULT_NAMESPACE
 from stoker.placement.records import FunctionRecord
+from stoker.placement.resumable import StreamLog
 from stoker.placement.token_record import TokenRecord
 from stoker.placement.view import Snapshot
 
 TRIES_MAXIMUM = 3
+# So often one stream goes on after an instance was lost: its own request may be what kills them.
+RESUMES_MAXIMUM = 8
 # A prompt has about one token for so many bytes of its request.
 TOKEN_BYTES = 4
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
@@ -211,15 +215,23 @@ class Invoker:
             call.start_nanoseconds,
             self._credentials.is_ours,
         )
-        for attempt in range(TRIES_MAXIMUM):
-            slot = await self._acquire(call, function, again=attempt > 0)
+        if resumable(function):
+            call.log = StreamLog()
+        tries = resumes = 0
+        while tries < TRIES_MAXIMUM and resumes <= RESUMES_MAXIMUM:
+            slot = await self._acquire(call, function, again=tries + resumes > 0)
             dispatched_at = time.monotonic()
             lasted: float | None = None
+            tries += 1
             try:
-                instance_id = slot.target.instance_id
-                named = [*headers, *dispatch_headers(instance_id, self._cluster_token)]
+                to_instance = dispatch_headers(slot.target.instance_id, self._cluster_token)
+                extra, body = resume_of(call.log, request.body)
                 response = await self._upstream.open(
-                    slot.target.address, request.method, target_path, named, request.body
+                    slot.target.address,
+                    request.method,
+                    target_path,
+                    [*headers, *to_instance, *extra],
+                    body,
                 )
                 try:
                     await self._relay(call, slot, response)
@@ -231,7 +243,11 @@ class Invoker:
                 self._router.drop(slot)
             except InstanceLost as error:
                 self._router.drop(slot, LOST_SECONDS)
-                if call.relayed or not _repeatable(error, slot, function):
+                if call.broken_off:
+                    tries, resumes = 0, resumes + 1
+                    self._metrics.resumed(function.key)
+                    _log.warning("stream_goes_on", function=slot.function, call_id=call.call_id)
+                elif call.relayed or not _repeatable(error, slot, function):
                     raise
             finally:
                 self._router.release(slot, lasted)
@@ -265,7 +281,7 @@ class Invoker:
             self._metrics.cold_start(slot.function, time.monotonic() - call.arrived_at)
         stages = response.header("Server-Timing")
         slot.prefill_seconds = prefill_seconds(stages)
-        events = EventRelay() if _is_event_stream(response) else None
+        events = _events_of(call.log, response)
         has_begun, deadline = await call.has_begun(), call.deadline
         if deadline is not None:
             deadline.begin(_last_words(call.surface, response, is_events=events is not None))
@@ -275,8 +291,9 @@ class Invoker:
         elif events is None:
             await _end_stream(call, response, changed)
             return
-        else:
+        elif not call.broken_off:
             await reply.write(comment(f"server-timing {call.timing(stages)}"))
+        call.streams = events is not None
         try:
             while not ended:
                 await reply.write(events.feed(chunk) if events else chunk)
@@ -285,6 +302,8 @@ class Invoker:
                 chunk, ended = await response.read_some()
             await reply.finish(events.feed(chunk) + events.rest() if events else chunk)
         except InstanceLost as error:
+            if call.broken_off:
+                raise
             call.code = error.status
             self._router.drop(slot, LOST_SECONDS)
             _log.warning("stream_lost", function=slot.function, call_id=call.call_id)
@@ -322,11 +341,17 @@ def prefill_seconds(stages: str) -> float:
 def _repeatable(error: InstanceLost, slot: Slot, function: FunctionRecord) -> bool:
     """Whether a lost request may be sent to another instance.
 
-    It may if it never left whole, or if the instance did not serve yet and runs no code of the
-    user's: then nothing can have come of it.
+    It may if it never left whole, or if the function runs no code of the user's but for a model,
+    or did not serve yet: then nothing can have come of it.
     """
     never_served = not slot.target.serving and function.code_digest is None
-    return not error.details["request_sent"] or never_served
+    return not error.details["request_sent"] or never_served or resumable(function)
+
+
+def _events_of(log: StreamLog | None, response: UpstreamResponse) -> Events | None:
+    if not _is_event_stream(response):
+        return None
+    return EventRelay() if log is None else LoggedEvents(log)
 
 
 def _last_words(

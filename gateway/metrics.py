@@ -45,6 +45,12 @@ class Metrics:
         self._in_flight = self._gauge(
             "gateway_function_invocation_inflight", "Invocations that began and have not ended."
         )
+        self._resumed = Counter(
+            "gateway_streams_resumed",
+            "Streams that went on at another instance after theirs was lost.",
+            ["function_name"],
+            registry=self.registry,
+        )
         self._services = self._gauge(
             "gateway_service_count", "Instances that there are or will be."
         )
@@ -53,6 +59,9 @@ class Metrics:
         # Looking a label up costs more than counting; those of one function go together.
         self._ended: dict[str, dict[int, tuple[Counter, Histogram]]] = {}
         self._running: dict[str, int] = {}
+
+    def resumed(self, function_key: str) -> None:
+        self._resumed.labels(function_key).inc()
 
     def begin(self, function_key: str) -> None:
         self._counts[function_key] = self._counts.get(function_key, 0) + 1

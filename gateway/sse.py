@@ -7,8 +7,18 @@ r"""Server-sent events in passing: only whole events go on, so that an error can
 
 from __future__ import annotations
 
+from typing import Protocol
+
 HELD_BYTES_MAXIMUM = 1024 * 1024
 _ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+
+
+class Events(Protocol):
+    """Passes whole events on."""
+
+    def feed(self, chunk: bytes) -> bytes: ...
+
+    def rest(self) -> bytes: ...
 
 
 class EventRelay:

@@ -18,42 +18,20 @@ from stoker.native import CHUNK_BYTES
 BUCKET = "models"
 
 
-def test_a_killed_worker_ends_its_request_with_a_typed_error_and_the_next_one_succeeds(
-    stack: Stack, chat: str
-) -> None:
-    stack.chat(chat, "Hi", max_tokens=1)
-    (instance,) = (i for i in stack.instances(chat) if i["state"] == "serving")
-    body = {
-        "model": chat,
-        "stream": True,
-        "max_tokens": 500,
-        "messages": [{"role": "user", "content": "Tell me a very long story."}],
-    }
-    connection, path = web.connect(f"{stack.url}/v1/chat/completions")
-    connection.request("POST", path, json.dumps(body), web.bearer(stack.password))
-    received = web.events(connection.getresponse())
-    next(received)
-    os.kill(int(instance["pid"]), signal.SIGKILL)
-    last = list(received)[-1]
-    connection.close()
-    assert json.loads(last)["error"]["code"] == "instance_lost"
-    assert stack.chat(chat, "Hi", max_tokens=1).status == 200
-
-
-def test_a_worker_killed_before_its_first_byte_gives_a_typed_error(stack: Stack, chat: str) -> None:
+def test_what_a_killed_worker_was_asked_is_asked_of_another(stack: Stack, chat: str) -> None:
     stack.chat(chat, "Hi", max_tokens=1)
     (instance,) = (i for i in stack.instances(chat) if i["state"] == "serving")
     answers: list[web.Answer] = []
     caller = threading.Thread(
-        target=lambda: answers.append(stack.chat(chat, "Tell me a story.", max_tokens=400))
+        target=lambda: answers.append(stack.chat(chat, "Tell me a story.", max_tokens=40))
     )
     caller.start()
     wait_until(lambda: stack.instances(chat)[0]["in_flight"] == 1, "the request is in flight")
     os.kill(int(instance["pid"]), signal.SIGKILL)
     caller.join(30)
     (answer,) = answers
-    assert (answer.status, answer.json()["error"]["code"]) == (502, "instance_lost")
-    assert stack.chat(chat, "Hi", max_tokens=1).status == 200
+    assert answer.status == 200
+    assert answer.json()["usage"]["completion_tokens"] > 0
 
 
 @pytest.mark.parametrize(
