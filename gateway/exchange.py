@@ -10,7 +10,13 @@ from typing import Any
 
 import orjson
 
-from stoker.placement.errors import PayloadTooLarge, StokerError, Unauthorized, Unavailable
+from stoker.placement.errors import (
+    MethodNotAllowed,
+    PayloadTooLarge,
+    StokerError,
+    Unauthorized,
+    Unavailable,
+)
 
 Headers = list[tuple[bytes, bytes]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -219,11 +225,23 @@ def error_answer(error: StokerError, accept: str) -> tuple[int, Headers, bytes]:
         kind, body = b"application/json", orjson.dumps({"error": error.to_wire()})
     else:
         kind, body = b"text/plain; charset=utf-8", f"{error}\n".encode()
-    return error.status, [(b"content-type", kind), COMPONENT, *retry_after(error)], body
+    return error.status, [(b"content-type", kind), COMPONENT, *error_headers(error)], body
 
 
-def retry_after(error: StokerError) -> Headers:
-    """Retry-After in whole seconds, at most 120: some clients give up at once over that."""
+def check_method(request: Request, *allowed: str) -> None:
+    """MethodNotAllowed for another one."""
+    if request.method not in allowed:
+        raise MethodNotAllowed(
+            f"Expected {' or '.join(allowed)} at {request.path:.80}, found {request.method}.",
+            f"Use {allowed[0]}.",
+            allow=list(allowed),
+        )
+
+
+def error_headers(error: StokerError) -> Headers:
+    """Allow, or Retry-After in whole seconds, at most 120: some clients give up over that."""
+    if isinstance(error, MethodNotAllowed):
+        return [(b"allow", ", ".join(error.details["allow"]).encode())]
     if error.retry_after_seconds is None:
         return []
     seconds = min(120, max(1, math.ceil(error.retry_after_seconds)))

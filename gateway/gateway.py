@@ -22,6 +22,7 @@ from stoker.gateway.exchange import (
     Reply,
     Request,
     Send,
+    check_method,
     error_answer,
 )
 from stoker.gateway.functions import Functions
@@ -197,6 +198,7 @@ class Gateway:
                 await route(request, reply)
                 return
         if path == "/healthz":
+            check_method(request, "GET", "HEAD")
             await reply.whole(200, [(b"content-type", b"text/plain")], b"OK")
         elif path == "/system/logs":
             await self._logs.route(request, reply)

@@ -23,7 +23,15 @@ import stoker
 from stoker.gateway.access import check_control, check_invoke
 from stoker.gateway.auth import Credentials
 from stoker.gateway.call import Call, Translated
-from stoker.gateway.exchange import COMPONENT, ClientGone, Headers, Reply, Request, retry_after
+from stoker.gateway.exchange import (
+    COMPONENT,
+    ClientGone,
+    Headers,
+    Reply,
+    Request,
+    check_method,
+    error_headers,
+)
 from stoker.gateway.headers import call_id_of
 from stoker.gateway.invoke import Invoker
 from stoker.gateway.oip_tensors import (
@@ -34,7 +42,7 @@ from stoker.gateway.oip_tensors import (
     output_tensors,
     parse_infer,
 )
-from stoker.gateway.openai import check_method, covers, known_caller, wire_error_in
+from stoker.gateway.openai import covers, known_caller, wire_error_in
 from stoker.gateway.upstream import UpstreamResponse
 from stoker.placement.errors import (
     BadRequest,
@@ -85,7 +93,7 @@ class OipSurface:
         self._answer = answer
 
     def error(self, error: StokerError) -> tuple[int, Headers, bytes]:
-        headers = [_JSON, COMPONENT, *retry_after(error)]
+        headers = [_JSON, COMPONENT, *error_headers(error)]
         if isinstance(error, Unauthorized):
             headers.append((b"www-authenticate", b"Bearer"))
         return error.status, headers, self.stream_error(error)

@@ -18,7 +18,8 @@ from stoker.gateway.exchange import (
     Headers,
     Reply,
     Request,
-    retry_after,
+    check_method,
+    error_headers,
 )
 from stoker.gateway.headers import call_id_of
 from stoker.gateway.invoke import Invoker
@@ -68,7 +69,7 @@ class OpenAiSurface:
         self.headers: Headers = [(b"x-request-id", call_id.encode())]
 
     def error(self, error: StokerError) -> tuple[int, Headers, bytes]:
-        headers = [_JSON, COMPONENT, *retry_after(error)]
+        headers = [_JSON, COMPONENT, *error_headers(error)]
         if isinstance(error, Unauthorized):
             headers.append((b"www-authenticate", b"Bearer"))
         if _is_final(error):
@@ -213,14 +214,6 @@ def known_caller(credentials: Credentials, request: Request) -> TokenRecord:
 
 def covers(caller: TokenRecord | None, function: FunctionRecord) -> bool:
     return caller is not None and caller.covers(function.namespace, function.name)
-
-
-def check_method(request: Request, *allowed: str) -> None:
-    if request.method not in allowed:
-        raise BadRequest(
-            f"Expected {' or '.join(allowed)} at {request.path:.80}, found {request.method}.",
-            f"Use {allowed[0]}.",
-        )
 
 
 def _model(function: FunctionRecord) -> dict[str, Any]:

@@ -6,6 +6,7 @@ StokerError                  500  internal
 │   ├── BadSpec              400  bad_spec
 │   ├── ContextOverflow      400  context_length_exceeded
 │   ├── DestinationForbidden 400  destination_forbidden
+│   ├── MethodNotAllowed     405  method_not_allowed
 │   └── PayloadTooLarge      413  payload_too_large
 ├── Unauthorized             401  unauthorized
 ├── Forbidden                403  forbidden
@@ -112,6 +113,10 @@ class ContextOverflow(BadRequest):
 
 class DestinationForbidden(BadRequest):
     code = "destination_forbidden"
+
+
+class MethodNotAllowed(BadRequest):
+    status, code = 405, "method_not_allowed"
 
 
 class PayloadTooLarge(BadRequest):

@@ -22,7 +22,7 @@ import orjson
 from stoker.gateway.access import check_control, scope_in_words, unauthorized
 from stoker.gateway.audit import AuditLog
 from stoker.gateway.auth import Credentials
-from stoker.gateway.exchange import ClientGone, Headers, Reply, Request, error_answer
+from stoker.gateway.exchange import ClientGone, Headers, Reply, Request, check_method, error_answer
 from stoker.gateway.headers import call_id_of
 from stoker.gateway.invoke import Invoker
 from stoker.gateway.jobs.callbacks import outcome_headers
@@ -85,9 +85,8 @@ class AsyncRoutes:
         if request.method == "POST":
             await self._accept(request, reply)
             return
-        if request.method not in ("GET", "HEAD", "DELETE"):
-            await reply.whole(405, [(b"allow", b"POST, GET, HEAD, DELETE")], b"")
-            return
+        below = "/" in request.path.removeprefix("/async-function/")
+        check_method(request, "POST", *(() if below else ("GET", "HEAD", "DELETE")))
         call_id = _call_id(request.path.removeprefix("/async-function/"))
         caller = self._caller(request)
         if request.method == "DELETE":
@@ -161,9 +160,8 @@ class AsyncRoutes:
         if matched is None:
             raise NotFound(f"{request.method} {request.path:.80}: no such route.")
         name, retried = matched[1], matched[2]
-        if request.method != ("POST" if retried else "GET"):
-            await reply.whole(405, [(b"allow", b"POST" if retried else b"GET")], b"")
-        elif name is None:
+        check_method(request, "POST" if retried else "GET")
+        if name is None:
             await self._list(request, reply)
         elif retried:
             call_id, queue_name = _call_id(name), _one(request.query, "queue") or INVOKE_QUEUE
@@ -189,10 +187,11 @@ class AsyncRoutes:
         state, key = _one(request.query, "state"), _one(request.query, "function")
         queue_name = _one(request.query, "queue") or INVOKE_QUEUE
         limit = _one(request.query, "limit") or str(LISTED_DEFAULT)
-        if state not in ("", *STATES) or not re.fullmatch(r"[0-9]{1,6}", limit, re.ASCII):
+        known = state in ("", *STATES) and queue_name in (INVOKE_QUEUE, CALLBACK_QUEUE)
+        if not known or not re.fullmatch(r"[0-9]{1,6}", limit, re.ASCII):
             raise BadRequest(
-                f"Expected state ({', '.join(STATES)}) and limit (a number), found "
-                f"{request.query!r:.200}.",
+                f"Expected state ({', '.join(STATES)}), queue ({INVOKE_QUEUE}, {CALLBACK_QUEUE}) "
+                f"and limit (a number), found {request.query!r:.200}.",
                 "Correct the query.",
             )
         if key and "." not in key:

@@ -14,6 +14,7 @@ import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from aiohttp import web as server
@@ -211,6 +212,39 @@ def test_ten_thousand_strange_requests_leave_metrics_and_memory_as_they_were(
         burst(500)
     assert len(attacked.system("GET", "/metrics").body) <= metrics * 1.01
     assert resident_bytes(pid) - memory <= 4 * MIB
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": 10**9},
+        {"n": -1},
+        {"top_logprobs": 10**9, "logprobs": True},
+        {"stop": ["x"] * 100_000},
+        {"stop": "x" * 500_000},
+        {"max_tokens": 10**30},
+        {"temperature": 1e308},
+        {"seed": 10**40},
+        {"logit_bias": {str(n): 1 for n in range(50_000)}},
+    ],
+    ids=lambda fields: " ".join(fields),
+)
+def test_a_parameter_without_measure_is_400_within_milliseconds(
+    attacked: Bench, fields: dict[str, Any]
+) -> None:
+    """No instance is asked: there is none, and placement would not answer."""
+    function = attacked.function(task="chat")
+    body = {"model": function.name, "messages": [{"role": "user", "content": "x"}], **fields}
+    sent, headers = json.dumps(body).encode(), web.bearer(attacked.password)
+    taken = []
+    for _ in range(5):
+        began = time.monotonic()
+        answer = attacked.call("POST", "/v1/chat/completions", sent, headers)
+        taken.append(time.monotonic() - began)
+        assert answer.status == 400, answer.body[:200]
+        assert len(answer.body) < 1000
+    # Large ones are parsed beside the others' tokens; the best of some tries is not the machine's.
+    assert min(taken) < (0.01 if len(sent) < 1000 else 0.1)
 
 
 def test_names_that_lead_elsewhere_are_refused_at_every_route(attacked: Bench) -> None:
