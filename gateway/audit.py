@@ -6,6 +6,7 @@ of nobody known are left out: anybody could fill the log with them, and turn out
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Mapping
@@ -13,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import orjson
 import structlog
 
 FILE_BYTES_MAXIMUM = 8 * 1024 * 1024
@@ -37,7 +37,8 @@ class AuditLog:
         """Write one line, from any thread. What cannot be written goes to the process's log."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         cut = {key: _cut(value) for key, value in fields.items()}
-        line = orjson.dumps({"at": now, **cut}) + b"\n"
+        # In ASCII: of what is not, some ends a line for a reader or steers his terminal.
+        line = json.dumps({"at": now, **cut}).encode() + b"\n"
         with self._lock:
             try:
                 self._append(line)

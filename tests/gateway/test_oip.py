@@ -236,7 +236,7 @@ def test_every_error_is_a_text_with_the_status_of_the_protocol(bench: Bench) -> 
         "unknown infer": 404,
         "version": 404,
         "route": 404,
-        "method": 400,
+        "method": 405,
         "chat": 501,
         "generate": 501,
         "full": 503,
