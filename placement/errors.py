@@ -17,7 +17,7 @@ StokerError                  500  internal
 │   ├── VersionConflict      409  version_conflict
 │   └── Fenced               409  fenced
 ├── QueueFull                429  queue_full
-├── RateLimited              429  rate_limited
+│   └── RateLimited          429  rate_limited
 ├── CheckpointError          400  checkpoint_invalid
 │   ├── CheckpointMissing    400  checkpoint_missing
 │   ├── CheckpointForbidden  403  checkpoint_forbidden
@@ -159,8 +159,8 @@ class QueueFull(StokerError):
     status, code = 429, "queue_full"
 
 
-class RateLimited(StokerError):
-    status, code = 429, "rate_limited"
+class RateLimited(QueueFull):
+    code = "rate_limited"
 
 
 class CheckpointError(StokerError):

@@ -18,6 +18,7 @@ from stoker.placement.errors import (
     InstanceLost,
     NoCapacity,
     QueueFull,
+    RateLimited,
     Unavailable,
 )
 
@@ -77,7 +78,13 @@ def test_an_answer_that_says_when_is_heeded_up_to_the_maximum() -> None:
 
 
 def test_what_found_no_room_is_no_run_for_a_day() -> None:
-    for error in (Unavailable(""), QueueFull(""), NoCapacity(""), CoordinationLost("")):
+    for error in (
+        Unavailable(""),
+        QueueFull(""),
+        RateLimited(""),
+        NoCapacity(""),
+        CoordinationLost(""),
+    ):
         assert is_deferred(error, 86_000.0)
         assert not is_deferred(error, 87_000.0)
     for other in (CrashLoop(""), InstanceLost("")):
