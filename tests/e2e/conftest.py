@@ -45,6 +45,7 @@ def variables(s3: S3Server) -> dict[str, str]:
         "AWS_DEFAULT_REGION": "us-east-1",
         "PIP_CONFIG_FILE": os.devnull,
         "PIP_NO_INDEX": "1",
+        "STOKER_BUNDLES": f"s3://{BUCKET}/bundles",
         # What func-python needs, for functions that ask for it.
         "PIP_FIND_LINKS": str(Path(sys.prefix) / "func-python-wheels"),
         "STOKER_DOMAIN": "fn.example.com",

@@ -8,14 +8,11 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-
-import pytest
 
 from harness import web
 from harness.stack import Stack, wait_until
-from stoker.deploy.s3server import S3Server
 
 ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "models"
@@ -140,18 +137,7 @@ def test_a_function_from_the_embed_template_finds_the_nearest_text(
     stack.remove("finds")
 
 
-@pytest.fixture
-def with_a_bucket(tmp_path: Path, s3: S3Server, variables: dict[str, str]) -> Iterator[Stack]:
-    environment = {**variables, "STOKER_BUNDLES": f"s3://{BUCKET}/bundles"}
-    running = Stack(tmp_path / "state", environment, ("--dram-bytes", "256MiB")).start()
-    yield running
-    running.stop()
-
-
-def test_bundles_in_a_bucket_reach_the_node_whatever_their_size(
-    with_a_bucket: Stack, tmp_path: Path
-) -> None:
-    stack = with_a_bucket
+def test_bundles_in_a_bucket_reach_the_node_whatever_their_size(stack: Stack) -> None:
     data = hashlib.shake_256(b"x").hexdigest(1_500_000)
     files = {
         "context/function/data": data,
@@ -163,3 +149,4 @@ def test_bundles_in_a_bucket_reach_the_node_whatever_their_size(
     wait_until(lambda: stack.call("large").status == 200, "the function answers")
     assert stack.call("large").body == b"3000000"
     assert not (stack.state / "bundles").exists()
+    stack.remove("large")
