@@ -67,8 +67,9 @@ class Call:
     relayed: bool = False
     # Whether the head of an event stream was sent.
     streams: bool = False
-    # What the client was told of a stream that can go on elsewhere.
+    # What the client was told of a stream that can go on elsewhere, and by which generation.
     log: StreamLog | None = None
+    generation: int = 0
 
     def headers(self, served_by: str = "", stages: str = "") -> Headers:
         """What the gateway says on every response; `stages` is the instance's Server-Timing."""

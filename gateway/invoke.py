@@ -33,7 +33,7 @@ from stoker.gateway.limits import Limiter, Subject, subjects
 from stoker.gateway.metrics import Metrics
 from stoker.gateway.router import LOST_SECONDS, Router, Slot
 from stoker.gateway.sse import EventRelay, Events, error_event
-from stoker.gateway.stream_log import LoggedEvents, resumable, resume_of
+from stoker.gateway.stream_log import LoggedEvents, resumable, resume_of, same_model
 from stoker.gateway.upstream import NotTaken, Upstream, UpstreamResponse
 from stoker.gateway.waiting import comment
 from stoker.placement.errors import (
@@ -224,6 +224,8 @@ class Invoker:
             lasted: float | None = None
             tries += 1
             try:
+                if call.broken_off:
+                    self._check_model(call, function, slot)
                 to_instance = dispatch_headers(slot.target.instance_id, self._cluster_token)
                 extra, body = resume_of(call.log, request.body)
                 response = await self._upstream.open(
@@ -258,6 +260,21 @@ class Invoker:
             retry_after_seconds=1,
         )
 
+    def _check_model(self, call: Call, function: FunctionRecord, slot: Slot) -> None:
+        """Unavailable where the slot's instance has another model than told the first part."""
+        if slot.target.generation == call.generation:
+            return
+        present = self._snapshot().functions.get(function.key)
+        known = {f.generation: f for f in (function, present) if f is not None}
+        before, now = known.get(call.generation), known.get(slot.target.generation)
+        if before is None or now is None or not same_model(before, now):
+            raise Unavailable(
+                f"Expected an instance of {function.key} with the model that began this answer, "
+                "found that it was deployed with another one.",
+                "Send the request again.",
+                retry_after_seconds=1,
+            )
+
     async def _acquire(self, call: Call, function: FunctionRecord, *, again: bool) -> Slot:
         began_at = time.monotonic()
         try:
@@ -276,7 +293,7 @@ class Invoker:
         changed = await call.surface.translated(response)
         # The head goes out with the first bytes, so that a loss before them has its own status.
         chunk, ended = (changed.body, True) if changed is not None else await response.read_some()
-        call.relayed = True
+        call.relayed, call.generation = True, slot.target.generation
         if not slot.target.serving:
             self._metrics.cold_start(slot.function, time.monotonic() - call.arrived_at)
         stages = response.header("Server-Timing")

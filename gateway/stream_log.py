@@ -9,6 +9,7 @@ from stoker.placement.records import FunctionRecord
 from stoker.placement.resumable import LINE, RESUMABLE_HEADER, RESUME_HEADER, StreamLog
 
 _NEXT_LINE = b"\n" + LINE
+_OF_THE_MODEL = ("task", "checkpoint", "adapter", "engine", "dtype")
 _RESUMABLE = (RESUMABLE_HEADER.encode(), b"1")
 _RESUME = (RESUME_HEADER.encode(), b"1")
 
@@ -17,6 +18,11 @@ def resumable(function: FunctionRecord) -> bool:
     """Whether its answers depend on the request and its model alone, token by token."""
     generates = function.task in ("chat", "completion")
     return generates and function.checkpoint is not None and function.code_digest is None
+
+
+def same_model(one: FunctionRecord, other: FunctionRecord) -> bool:
+    """Whether both answer alike, token for token."""
+    return all(getattr(one, name) == getattr(other, name) for name in _OF_THE_MODEL)
 
 
 def resume_of(log: StreamLog | None, body: bytes) -> tuple[Headers, bytes]:

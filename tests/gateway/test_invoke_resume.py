@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
+import pytest
 from aiohttp import web as server
 
 from harness.gateway import Bench, Handler, closed_address, reset
@@ -16,9 +19,11 @@ from stoker.placement.records import (
     FunctionRecord,
     PlaceAnswer,
     PlaceRequest,
+    encode,
 )
 from stoker.placement.resumable import RESUME_HEADER, answer_line, begin_line, opened
 
+OTHER_MODEL = CheckpointRef("s3://models/n", "6" * 64, 1000, packed=True)
 MODEL = CheckpointRef("s3://models/m", "5" * 64, 1000, packed=True)
 BODY = json.dumps({"stream": True, "messages": []}).encode()
 
@@ -139,3 +144,30 @@ def test_what_runs_code_is_never_asked_to_go_on(bench: Bench) -> None:
     answer = bench.call("POST", f"/function/{function.name}", BODY)
     last = answer.body.split(b"data: ")[-1]
     assert json.loads(last)["error"]["code"] == "instance_lost"
+
+
+@pytest.mark.parametrize(
+    ("changed", "goes_on"), [({"priority": 1}, True), ({"checkpoint": OTHER_MODEL}, False)]
+)
+def test_only_the_same_model_goes_on_with_an_answer(
+    bench: Bench, changed: dict[str, Any], goes_on: bool
+) -> None:
+    function = _model(bench)
+    after = replace(function, generation=2, **changed)
+    first, second = bench.worker(_dying(*_told(0, 2))), bench.worker(_ending(b"data: rest\n\n"))
+    bench.instance(function, first.address)
+
+    async def place(_asked: PlaceRequest) -> PlaceAnswer:
+        bench.store.put(after.path, encode(after))
+        await asyncio.sleep(0.5)
+        return PlaceAnswer((bench.assignment(after, second.address),))
+
+    bench.place.answer = place
+    answer = bench.call("POST", f"/function/{function.name}", BODY)
+
+    last = answer.body.split(b"data: ")[-1]
+    if goes_on:
+        assert last == b"rest\n\n"
+    else:
+        assert json.loads(last)["error"]["code"] == "unavailable"
+    assert len(second.requests) == goes_on
