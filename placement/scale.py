@@ -86,15 +86,22 @@ def needed(function: FunctionRecord, demand: Demand) -> int:
 
 def called_for(function: FunctionRecord, demand: Demand, now: float) -> int:
     """The instances that somebody asked for: by requests, the minimum or a scale request."""
-    if (kpa := function.scaling.kpa) is not None:
-        averaged = demand.autoscaled.desired if demand.autoscaled else None
-        at_once = int(demand.busy) if kpa.alone else needed(function, demand)
-        by_load = max(averaged or 0, at_once)
+    if function.scaling.kpa is not None:
+        by_load = _by_averages(function, demand)
     elif function.scaling.llm:
         by_load = band(function, demand)[0]
     else:
         by_load = needed(function, demand)
     return min(max(by_load, _floor(function, demand, now)), function.scaling.maximum)
+
+
+def _by_averages(function: FunctionRecord, demand: Demand) -> int:
+    averaged = (demand.autoscaled.desired if demand.autoscaled else None) or 0
+    if _by_averages_alone(function):
+        return max(averaged, int(demand.busy))
+    # Of the last instance its idle time decides, and of all of them a client who said how many.
+    stated = demand.requested_at is not None and not demand.called_since
+    return max(0 if stated or averaged == 1 else averaged, needed(function, demand))
 
 
 def startable(

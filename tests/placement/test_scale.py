@@ -275,3 +275,16 @@ def test_averages_beside_the_requests_of_the_moment_only_add_to_them() -> None:
     assert desired(BY_CALLS, Demand(in_flight=5, autoscaled=often), 1, NOW) == 3
     assert desired(BY_CALLS, Demand(last_needed=(NOW,), autoscaled=Autoscaled(0)), 2, NOW) == 1
     assert desired(BY_CALLS, Demand(), 0, NOW) == 1
+
+
+def test_averages_beside_requests_keep_no_last_instance_and_nothing_that_a_client_ended() -> None:
+    zero = dataclasses.replace(
+        BY_CALLS, scaling=dataclasses.replace(BY_CALLS.scaling, minimum=0), replicas_requested=0
+    )
+    unasked = dataclasses.replace(zero, replicas_requested=None)
+    assert desired(unasked, Demand(autoscaled=Autoscaled(desired=1)), 1, NOW) == 0
+    assert desired(unasked, Demand(autoscaled=Autoscaled(desired=3)), 1, NOW) == 3
+    scaled = Demand(requested_at=NOW, autoscaled=Autoscaled(desired=3))
+    assert desired(zero, scaled, 3, NOW) == 0
+    called = dataclasses.replace(scaled, called_since=True)
+    assert desired(zero, called, 3, NOW) == 3
