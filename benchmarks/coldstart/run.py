@@ -170,7 +170,8 @@ def describe(
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "benchmark": "coldstart",
-        "settings": {name: str(value) for name, value in vars(arguments).items()},
+        # Paths tell of this machine and of nothing that was measured.
+        "settings": {k: str(v) for k, v in vars(arguments).items() if not isinstance(v, Path)},
         "weight_bytes": weight_bytes,
         "machine": {**machine(scratch), "versions": versions},
     }
