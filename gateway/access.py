@@ -89,12 +89,14 @@ def check_control(
         said = stated(method, path, query, body)
         namespaces_match = said.namespaces == {caller.namespace}
         whole = caller.scope == "namespace"
-        if namespaces_match and (whole or said.functions == {caller.function}):
+        # Secrets are the namespace's: a function that names one reads it.
+        of_its_own = said.functions == {caller.function} and not _object(body).get("secrets")
+        if namespaces_match and (whole or of_its_own):
             return
     raise Forbidden(
         f"Expected a token that may do this, found the token {caller.token_id}, which may "
         f"{caller.permission} {scope_in_words(caller)}.",
-        "Use another token, or name the namespace of this one.",
+        "Use another token, or name the namespace of this one. Secrets want one of the namespace.",
     )
 
 

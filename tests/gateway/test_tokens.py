@@ -259,3 +259,16 @@ def test_nothing_passes_that_names_another_namespace(
     assert stated(method, "/system/functions", words, sent).namespaces == {"team"}
     assert {*query, body, name.partition(".")[2]} <= {"team", ""}
     assert "team" in {*query, body, name.partition(".")[2]}
+
+
+@pytest.mark.parametrize("scope", ["function", "namespace"])
+def test_only_who_manages_a_namespace_gives_its_functions_secrets(scope: str) -> None:
+    function = "f" if scope == "function" else ""
+    token = TokenRecord("t", "", "", scope, "manage", "team", function)  # type: ignore[arg-type]
+    for secrets in ([], ["key"]):
+        sent = json.dumps({"namespace": "team", "service": "f", "secrets": secrets}).encode()
+        if secrets and scope == "function":
+            with pytest.raises(Forbidden):
+                check_control(token, "PUT", "/system/functions", {}, sent)
+        else:
+            check_control(token, "PUT", "/system/functions", {}, sent)
