@@ -41,6 +41,20 @@ _REMEDIES = {
 
 
 @contextlib.contextmanager
+def transaction(db: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[None]:
+    """All of it or nothing; what sqlite3 raises goes on."""
+    db.execute(f"BEGIN {kind}")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        # SQLite may have rolled back by itself, as it does when the disk is full.
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+@contextlib.contextmanager
 def translated(path: Path, verb: str) -> Iterator[None]:
     """Turn what sqlite3 and the system raise into CoordinationLost."""
     try:
@@ -203,16 +217,8 @@ class Connection:
 
     @contextlib.contextmanager
     def _transaction(self, verb: str, kind: str = "IMMEDIATE") -> Iterator[None]:
-        with translated(self._path, verb):
-            self._db.execute(f"BEGIN {kind}")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                # SQLite may have rolled back by itself, as it does when the disk is full.
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        with translated(self._path, verb), transaction(self._db, kind):
+            yield
 
     def _meta(self, name: str) -> int:
         with translated(self._path, "read"):

@@ -27,7 +27,7 @@ from stoker.gateway.jobs.queue import JobQueue
 from stoker.gateway.jobs.records import Bounds
 from stoker.gateway.jobs.schema import SCHEMA, SCHEMA_VERSION
 from stoker.placement.errors import StokerError, StorageFull, Unavailable
-from stoker.placement.sqlite_file import create_private, opening
+from stoker.placement.sqlite_file import create_private, opening, transaction
 from stoker.placement.sqlite_sessions import Sessions
 
 BUSY_SECONDS_MAXIMUM = 5.0
@@ -170,7 +170,7 @@ class JobStore:
             for other in [path.stem for path in folder.glob("*.sock")]:
                 if other != sessions.session_id and not sessions.connect(other):
                     sessions.forget(other)
-            with _translated(self._path), self._transaction():
+            with _translated(self._path), transaction(self._db):
                 for lease in self._queue.leases():
                     # Who came after we looked around answers, though we never met it.
                     if not sessions.answers(lease):
@@ -200,7 +200,7 @@ class JobStore:
         count = min(len(self._asked), BATCH_MAXIMUM)
         self._batch = batch = [self._asked.popleft() for _ in range(count)]
         try:
-            with _translated(self._path), self._transaction():
+            with _translated(self._path), transaction(self._db):
                 self._operate(batch)
             self._ended.clear()
         except StokerError as error:
@@ -266,17 +266,6 @@ class JobStore:
                 asked.future.set_result(asked.result)
         if news:
             self._on_news()
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
 
 
 @contextlib.contextmanager
